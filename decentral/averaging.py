@@ -1,0 +1,65 @@
+"""The average of all ranks' models: what is evaluated and exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .buckets import Bucket
+from .communicators.base import Communicator
+from .startup import broadcast_tensors
+
+
+def _mean(comm: Communicator, flat: Tensor) -> Tensor:
+    comm.all_reduce(flat).wait()
+    return flat.div_(comm.size)
+
+
+def _average_parameters(comm: Communicator, buckets: Sequence[Bucket]) -> float:
+    """Average the parameters, and return sqrt(mean over ranks ||x_i - mean||^2)."""
+    square = torch.zeros(1)
+    for bucket in buckets:
+        x = bucket.gather(bucket.parameters, bucket.empty())
+        mean = _mean(comm, x.clone())
+        square += float((x - mean).square().sum())
+        bucket.scatter(mean)
+    return math.sqrt(_mean(comm, square).item())
+
+
+def _average_buffers(comm: Communicator, model: nn.Module) -> None:
+    """Average what is floating-point (BatchNorm's statistics); counters are rank 0's."""
+    buffers = [b for b in model.buffers() if b.numel()]
+    floating = [b for b in buffers if b.is_floating_point()]
+    if floating:
+        flat = torch.cat([b.detach().reshape(-1).float().cpu() for b in floating])
+        parts = _mean(comm, flat).split([b.numel() for b in floating])
+        for buffer, part in zip(floating, parts, strict=True):
+            buffer.copy_(part.view(buffer.shape))
+    broadcast_tensors(comm, [b for b in buffers if not b.is_floating_point()])
+
+
+@contextmanager
+def average_of_model(
+    comm: Communicator, model: nn.Module, buckets: Sequence[Bucket]
+) -> Iterator[float]:
+    """Let the model hold the average over ranks; yields the consensus distance.
+
+    Parameters that no bucket holds are not trained, and so equal already.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    saved = [t.detach().clone() for t in tensors]
+    try:
+        with torch.no_grad():
+            distance = 0.0
+            if comm.size > 1:
+                distance = _average_parameters(comm, buckets)
+                _average_buffers(comm, model)
+        yield distance
+    finally:
+        with torch.no_grad():
+            for tensor, own in zip(tensors, saved, strict=True):
+                tensor.copy_(own)

@@ -1,0 +1,83 @@
+"""What moves bytes: ranks, hosts, exchanges. A communicator knows no codec."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..payload import Payload
+
+
+class Pending(Protocol):
+    """An operation under way; the buffers it was given belong to it until `wait` returns."""
+
+    def wait(self) -> None:
+        """Return when the operation is complete."""
+
+
+class Communicator(ABC):
+    """`size` ranks, of which this is `rank`; all of them call the same methods in the same order.
+
+    `hosts[r]` numbers the host of rank r; `local_rank` and `local_size` count within this host;
+    `cores_per_rank` is this rank's share of the host's usable cores, at least 1. `device_direct`
+    says whether device memory is handed over as it is (CUDA-aware MPI) or staged through pinned
+    host memory. `bytes_sent` counts what this rank handed over for sending since construction; a
+    library's all-reduce counts as the bandwidth-optimal ring, 2 (n - 1) / n of the vector.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    hosts: tuple[int, ...]
+    cores_per_rank: int = 1
+    device_direct: bool = False
+    bytes_sent: int = 0
+
+    @abstractmethod
+    def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> Pending:
+        """Send one payload to every rank in `receive`, and receive one from each of them.
+
+        At most one exchange per tag may be under way; tags are 0..32767.
+        """
+
+    @abstractmethod
+    def all_reduce(self, vector: Any) -> Pending:
+        """Replace float32[n], an array or a tensor, by its sum over ranks, equal on all of them."""
+
+    @abstractmethod
+    def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
+        """Replace uint8[n] by the root's."""
+
+    @abstractmethod
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank; values are pickled."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+
+    def everyone_else(self) -> tuple[int, ...]:
+        """Return all ranks but this one."""
+        return tuple(r for r in range(self.size) if r != self.rank)
+
+    def first_on_each_host(self, action: Callable[[], None]) -> None:
+        """Call action() on one rank of every host, and then on the others.
+
+        For work whose result is cached on disk: eight ranks that compile the same kernels at once
+        on two cores take eight times as long.
+        """
+        if self.local_rank == 0:
+            action()
+        self.barrier()
+        if self.local_rank != 0:
+            action()
+
+
+def all_reduce_nbytes(nbytes: int, size: int) -> int:
+    """Return what one rank sends in the bandwidth-optimal all-reduce of so many bytes."""
+    return 2 * (size - 1) * nbytes // size

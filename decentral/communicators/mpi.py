@@ -1,0 +1,181 @@
+"""MPI: the only file that knows mpi4py, which it imports where it is used."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..payload import Payload, Wire
+from .base import Communicator, all_reduce_nbytes
+from .launch import check_launcher, end_job_on_exception
+from .probe import cuda_aware
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_log = logging.getLogger("decentral")
+
+_SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
+_SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
+_EXIT_WAIT_S = 10.0
+_CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
+
+
+class _Operation:
+    """Requests under way, and the buffers that they use."""
+
+    def __init__(
+        self,
+        owner: MPICommunicator,
+        requests: list[MPI.Request],
+        received: Sequence[Wire],
+        held: Any,
+    ) -> None:
+        self._owner, self._requests, self._received = owner, requests, received
+        self._held = held  # MPI keeps no reference to what it sends
+        owner._under_way.add(self)
+
+    def test(self) -> bool:
+        """Make progress; return whether all requests are complete."""
+        from mpi4py import MPI
+
+        return bool(MPI.Request.Testall(self._requests))
+
+    def wait(self) -> None:
+        """Return when everything is sent and received."""
+        if self not in self._owner._under_way:
+            return
+        self._owner._wait_for(self.test)
+        self._owner._under_way.discard(self)
+        for wire in self._received:
+            wire.landed(self._owner.device_direct)
+
+
+class MPICommunicator(Communicator):
+    """The ranks of an mpi4py communicator (default COMM_WORLD), on a duplicate of it.
+
+    From its construction on, an exception that nobody catches on one rank ends the job on all.
+
+    Raises:
+        RuntimeError: the launcher started several processes, but this MPI sees one: mpirun and the
+            library that mpi4py loaded are of different MPIs.
+    """
+
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        from mpi4py import MPI
+
+        check_launcher(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
+        self._comm: Any = (MPI.COMM_WORLD if comm is None else comm).Dup()
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        self._under_way: set[_Operation] = set()
+        self._oversubscribed = True  # until _place() knows
+        self._place()
+        self.device_direct = cuda_aware()
+        if self.size > 1:
+            end_job_on_exception(self.rank, self.size, self._comm.Abort)
+            atexit.register(self._finish)
+
+    def _place(self) -> None:
+        """Learn which ranks share a host, and how many cores they have together."""
+        from mpi4py import MPI
+
+        host = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        self.local_rank, self.local_size = host.Get_rank(), host.Get_size()
+        leader = host.bcast(self.rank)
+        host.Free()
+        mine = (leader, sorted(os.sched_getaffinity(0)))
+        everyone = self.all_gather_object(mine)
+        leaders = sorted({who for who, _ in everyone})
+        self.hosts = tuple(leaders.index(who) for who, _ in everyone)
+        cores = {core for who, affinity in everyone if who == leader for core in affinity}
+        self.cores_per_rank = max(1, len(cores) // self.local_size)
+        self._oversubscribed = self.local_size > len(cores)
+
+    def _wait_for(self, done: Any) -> None:
+        """Test until done; give the core away while waiting, since MPI's own wait does not.
+
+        Ranks that spin starve the ranks that compute where there are more ranks than cores.
+        """
+        spins, pause = (0 if self._oversubscribed else _SPINS), _SLEEP_MIN_S
+        while not done():
+            if spins > 0:
+                spins -= 1
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _SLEEP_MAX_S)
+
+    def _count(self, buffer: Any, copies: int = 1) -> Any:
+        """Count a buffer that is handed to MPI for sending, and return it."""
+        self.bytes_sent += buffer.nbytes * copies
+        return buffer
+
+    def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> _Operation:
+        """See Communicator.exchange."""
+        direct = self.device_direct
+        incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
+        requests = [self._comm.Irecv(buffer, source, tag) for source, buffer in incoming.items()]
+        outgoing = send.wire.outgoing(direct)
+        requests += [self._comm.Isend(self._count(outgoing), target, tag) for target in receive]
+        wires = [p.wire for p in receive.values()]
+        return _Operation(self, requests, wires, (send, receive, incoming, outgoing))
+
+    def all_reduce(self, vector: Any) -> _Operation:
+        """See Communicator.all_reduce."""
+        from mpi4py import MPI
+
+        wire = Wire(vector)
+        buffer = wire.outgoing(self.device_direct)
+        self.bytes_sent += all_reduce_nbytes(buffer.nbytes, self.size)
+        requests = [
+            self._comm.Iallreduce(MPI.IN_PLACE, buffer[at : at + _CHUNK], MPI.SUM)
+            for at in range(0, len(buffer), _CHUNK)
+        ]
+        return _Operation(self, requests, [wire], (wire, buffer))
+
+    def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
+        """See Communicator.broadcast."""
+        for at in range(0, len(data), _CHUNK):
+            part = data[at : at + _CHUNK]
+            if self.rank == root:
+                self._count(part, copies=min(1, self.size - 1))
+            request = self._comm.Ibcast(part, root)
+            self._wait_for(request.Test)
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """See Communicator.all_gather_object."""
+        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        counts = np.zeros(self.size, np.int64)
+        request = self._comm.Iallgather(np.array([data.size]), counts)
+        self._wait_for(request.Test)
+        everything = np.empty(counts.sum(), np.uint8)
+        self._count(data, copies=self.size - 1)
+        request = self._comm.Iallgatherv(data, [everything, counts.tolist()])
+        self._wait_for(request.Test)
+        ends = np.cumsum(counts)
+        return [
+            pickle.loads(everything[e - c : e].tobytes()) for c, e in zip(counts, ends, strict=True)
+        ]
+
+    def barrier(self) -> None:
+        """See Communicator.barrier."""
+        self._wait_for(self._comm.Ibarrier().Test)
+
+    def _finish(self) -> None:
+        """Complete what is under way before MPI finalizes, which may hang on it otherwise."""
+        deadline = time.monotonic() + _EXIT_WAIT_S
+        for operation in list(self._under_way):
+            self._wait_for(lambda op=operation: op.test() or time.monotonic() > deadline)
+        if time.monotonic() > deadline:
+            sys.stderr.write(
+                f"decentral: rank {self.rank}: messages to or from other ranks were still under "
+                f"way {_EXIT_WAIT_S:.0f} s after the script ended; did they all do as many steps?\n"
+            )

@@ -1,0 +1,171 @@
+"""What every compressor is: float32 vector -> Payload -> float32 vector.
+
+A compressor knows nothing of ranks, and an algorithm nothing of bits: they meet in this interface.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from decentral_kernels.layout import MAX_NUMEL
+
+from ..payload import Payload, as_array
+
+Key = tuple[int, int, int, int]  # seed, step, rank, bucket
+
+
+class NotFiniteError(ValueError):
+    """A vector cannot be encoded, because coordinate `index` is NaN or inf, or too large."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def check_finite(x: Any, name: str) -> None:
+    """Raise NotFiniteError if x, float32[d], holds NaN or inf."""
+    vector = torch.as_tensor(x)
+    if torch.isfinite(vector.sum()):  # one pass; a sum may overflow without an inf, so look closer
+        return
+    wrong = torch.nonzero(~torch.isfinite(vector))
+    if len(wrong):
+        index = int(wrong[0])
+        raise NotFiniteError(
+            f"{name}: expected finite values, got {float(vector[index])} at coordinate {index}",
+            index,
+        )
+
+
+def check_vector(x: Any, what: str) -> Any:
+    """Return x as the kernels take it.
+
+    Raises:
+        TypeError: x is not a float32 NumPy array or torch tensor.
+        ValueError: x is not one-dimensional and contiguous, or is too long.
+    """
+    if not isinstance(x, (np.ndarray, torch.Tensor)) or x.dtype not in (np.float32, torch.float32):
+        got = f"{type(x).__name__} of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
+        raise TypeError(
+            f"{what} must be a float32 NumPy array or torch tensor, got {got}; convert it first"
+        )
+    contiguous = x.is_contiguous() if isinstance(x, torch.Tensor) else x.flags.c_contiguous
+    if x.ndim != 1 or not contiguous:
+        raise ValueError(
+            f"{what} must be one-dimensional and contiguous, got shape {tuple(x.shape)}"
+            f"{'' if contiguous else ', not contiguous'}; flatten it first"
+        )
+    if len(x) > MAX_NUMEL:
+        raise ValueError(f"{what} may have at most {MAX_NUMEL} coordinates, got {len(x)}; split it")
+    return as_array(x)
+
+
+def lossless() -> Compressor:
+    """Return the compressor that algorithms use where none is given: Identity."""
+    from .identity import Identity  # at call time, since identity.py imports this file
+
+    return Identity()
+
+
+class Compressor(ABC):
+    """Encode float32 vectors into payloads, and decode, or accumulate, payloads.
+
+    Class attributes tell what algorithms may rely on: `unbiased`, E[decode(encode(x))] = x;
+    `lossless`, decode(encode(x)) = x; `summable`, payloads may be added before decoding.
+    """
+
+    name: ClassVar[str]
+    unbiased: ClassVar[bool] = True
+    lossless: ClassVar[bool] = False
+    summable: ClassVar[bool] = False
+
+    @property
+    def configuration(self) -> int:
+        """A checksum of the compressor and its options, which every message carries."""
+        return zlib.crc32(repr(self).encode())
+
+    @abstractmethod
+    def body_nbytes(self, numel: int) -> int:
+        """Return the number of bytes, less the header, of the message for `numel` coordinates."""
+
+    @abstractmethod
+    def _encode(self, x: Any, key: Key, payload: Payload) -> None: ...
+
+    @abstractmethod
+    def _decode(self, payload: Payload, out: Any) -> None: ...
+
+    @abstractmethod
+    def _accumulate(self, payload: Payload, out: Any, weight: float) -> None: ...
+
+    def prepare(self, threads: int = 1) -> None:  # noqa: B027 (some have nothing to prepare)
+        """Compile or load the CPU kernels, so that no step waits; they may use so many threads."""
+
+    def new_payload(self, numel: int, like: Any = None) -> Payload:
+        """Return an empty payload for `numel` coordinates, in the memory where `like` lives."""
+        return Payload.empty(self.body_nbytes(numel), like)
+
+    def encode(self, x: Any, key: Key, out: Payload | None = None) -> Payload:
+        """Encode x, float32[d], a NumPy array or a torch tensor on the CPU or a GPU.
+
+        `key` is (seed, step, rank, bucket): equal keys give equal bytes, different keys independent
+        draws. `out` is a payload to write to instead of a new one.
+
+        Raises:
+            NotFiniteError: x holds NaN or inf, or (norm-based compressors) a norm of 2^126 or more.
+            TypeError, ValueError: x is not a float32 vector, or `out` has the wrong size.
+        """
+        array = check_vector(x, f"{self.name}: x")
+        if out is None:
+            out = self.new_payload(len(x), like=x)
+        elif out.body.shape[0] != self.body_nbytes(len(x)):
+            raise ValueError(
+                f"{self.name}: out must have a body of {self.body_nbytes(len(x))} bytes for "
+                f"{len(x)} coordinates, got {out.body.shape[0]}; take it from new_payload()"
+            )
+        out.write_header(self.configuration, step=key[1], bucket=key[3], numel=len(x))
+        self._encode(array, key, out)
+        return out
+
+    def _numel(self, payload: Payload) -> int:
+        head = payload.header()
+        if head.configuration != self.configuration:
+            raise ValueError(f"{self!r}: the payload was made by another compressor or options")
+        if payload.body.shape[0] != self.body_nbytes(head.numel):
+            raise ValueError(
+                f"{self!r}: expected a body of {self.body_nbytes(head.numel)} bytes for "
+                f"{head.numel} coordinates, got {payload.body.shape[0]}"
+            )
+        return head.numel
+
+    def _target(self, payload: Payload, out: Any) -> Any:
+        array, numel = check_vector(out, f"{self.name}: out"), self._numel(payload)
+        if len(array) != numel:
+            raise ValueError(f"{self.name}: out must have {numel} coordinates, got {len(array)}")
+        return array
+
+    def decode(self, payload: Payload, out: Any = None) -> Any:
+        """Decode a payload into float32[d]: `out` if given, else a new array of the payload's kind.
+
+        Raises:
+            ValueError: the payload is cut, not of this compressor, or does not fit `out`.
+        """
+        if out is None:
+            numel = self._numel(payload)
+            if isinstance(payload.buffer, torch.Tensor):
+                out = torch.empty(numel, dtype=torch.float32, device=payload.buffer.device)
+            else:
+                out = np.empty(numel, np.float32)
+        self._decode(payload, self._target(payload, out))
+        return out
+
+    def accumulate(self, payload: Payload, out: Any, weight: float = 1.0) -> None:
+        """Add weight * decode(payload) to out, float32[d], in one pass.
+
+        Raises:
+            ValueError: as decode().
+        """
+        self._accumulate(payload, self._target(payload, out), weight)

@@ -1,0 +1,300 @@
+"""DistributedOptimizer: the one thing that a training script touches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._version import __version__
+from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
+from .averaging import average_of_model
+from .buckets import make_buckets
+from .communicators import Communicator, as_communicator
+from .compressors import NotFiniteError
+from .payload import FORMAT_VERSION
+from .startup import broadcast_tensors, check_agreement
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """Any torch optimizer, so that its steps are data-parallel over the ranks of a communicator.
+
+    Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
+    are broadcast. It is a torch Optimizer that shares param_groups and state with the one it wraps:
+    schedulers, GradScaler, closures and hooks take it. With a gradient algorithm, gradients are
+    averaged when backward() ends, so clip_grad_norm_ sees the averaged ones; with gossip they stay
+    local, and step() mixes the parameters.
+
+    Args:
+        optimizer: over parameters of `model`.
+        model: whose parameters and buffers are broadcast and averaged.
+        algorithm: a decentral Algorithm; it serves this optimizer alone.
+        comm: an mpi4py communicator (default COMM_WORLD), or a decentral Communicator.
+        seed: of the compressor's draws, equal on all ranks.
+        bucket_cap_mb: MiB of float32 that travel as one message, as in PyTorch's DDP.
+
+    Raises:
+        MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
+        ValueError: a parameter of the optimizer is not in the model, or the topology does not fit.
+        RuntimeError: mpirun and MPI library do not belong together.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        algorithm: Algorithm,
+        comm: Any = None,
+        *,
+        seed: int = 0,
+        bucket_cap_mb: float = 25.0,
+    ) -> None:
+        self.optimizer = optimizer
+        # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
+        self.__setstate__({"defaults": optimizer.defaults})
+        self._model = model
+        self._algorithm = algorithm
+        self._comm = as_communicator(comm)
+        self._steps = 0
+        self._sync, self._averaged, self._queued = True, False, False
+        self._consensus_distance = 0.0
+        self._start(seed, bucket_cap_mb)
+        self._bytes = {"startup": self._comm.bytes_sent, "averaging": 0}
+
+    def _start(self, seed: int, bucket_cap_mb: float) -> None:
+        comm, algorithm = self._comm, self._algorithm
+        algorithm.join(comm)
+        check_agreement(comm, self._fingerprint(seed, bucket_cap_mb))
+        self._buckets = make_buckets(self._trained_parameters(), bucket_cap_mb)
+        model = self._model
+        broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
+        comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
+        algorithm.start(seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
+        if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
+            for p in self._parameters():
+                p.register_post_accumulate_grad_hook(self._gradient_ready)
+
+    def _fingerprint(self, seed: int, bucket_cap_mb: float) -> Iterator[tuple[str, Any]]:
+        yield "the version of decentral", (__version__, FORMAT_VERSION)
+        yield "the algorithm", self._algorithm
+        yield "seed and bucket_cap_mb", (seed, bucket_cap_mb)
+        tensors = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
+        for name, t in tensors:
+            yield f"parameter or buffer {name!r}", (name, tuple(t.shape), t.dtype)
+        for name, _ in self._trained_parameters():
+            yield f"what the optimizer trains ({name!r})", name
+
+    def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the optimizer's parameters that need gradients, in the model's order."""
+        wanted = {
+            id(p): (g, p) for g, group in enumerate(self.param_groups) for p in group["params"]
+        }
+        named = [(n, p) for n, p in self._model.named_parameters() if id(p) in wanted]
+        strangers = set(wanted) - {id(p) for _, p in named}
+        if strangers:
+            g, p = wanted[strangers.pop()]
+            raise ValueError(
+                f"expected every parameter of the optimizer to be one of the model's, but group "
+                f"{g} has one of shape {tuple(p.shape)} that is not; pass the module that holds all"
+            )
+        trained = [(n, p) for n, p in named if p.requires_grad]
+        if not trained:
+            raise ValueError("expected parameters that require gradients, got none")
+        return trained
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return itertools.chain.from_iterable(b.parameters for b in self._buckets)
+
+    @property
+    def communicator(self) -> Communicator:
+        """The ranks: rank, size, local_rank, all_gather_object(), barrier()."""
+        return self._comm
+
+    # ---- the torch Optimizer's face: groups and state are the wrapped one's -----------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's groups, so that a scheduler of either acts on both."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state."""
+        return self.optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: ranks have agreed on the parameters.
+
+        Raises:
+            RuntimeError: always; add the group to the optimizer before it is wrapped.
+        """
+        raise RuntimeError("add the group to the optimizer before DistributedOptimizer wraps it")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state, and under "decentral" this rank's of the algorithm.
+
+        Tensors, numbers and strings only, so that torch.load(weights_only=True) reads it.
+        """
+        ours = {
+            "algorithm": repr(self._algorithm),
+            "rank": self._comm.rank,
+            "size": self._comm.size,
+            "steps": self._steps,
+            "state": self._algorithm.state_dict(),
+        }
+        return {**self.optimizer.state_dict(), "decentral": ours}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what state_dict() returned on this rank; load the model's parameters apart.
+
+        Raises:
+            ValueError: it is a plain optimizer's, or of another algorithm, rank or size.
+        """
+        theirs = dict(state_dict)
+        ours = theirs.pop("decentral", None)
+        if ours is None:
+            raise ValueError(
+                'state_dict has no entry "decentral": expected one of DistributedOptimizer\'s. '
+                "Load a plain optimizer's into the optimizer before wrapping it"
+            )
+        expected = (repr(self._algorithm), self._comm.rank, self._comm.size)
+        got = (ours["algorithm"], ours["rank"], ours["size"])
+        if got != expected:
+            raise ValueError(
+                f"state_dict is of (algorithm, rank, size) = {got}, expected {expected}; resume "
+                "with the same algorithm and number of ranks, each from its own file"
+            )
+        self.optimizer.load_state_dict(theirs)
+        self._algorithm.load_state_dict(ours["state"])
+        self._steps = ours["steps"]
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, backward() only accumulates gradients; the next one outside averages the sum."""
+        before, self._sync = self._sync, False
+        try:
+            yield
+        finally:
+            self._sync = before
+
+    def _gradient_ready(self, p: Tensor) -> None:
+        self._averaged = False
+        if self._sync and not self._queued:
+            self._queued = True
+            # The way DDP and FSDP learn of the end of backward(); torch has no public one.
+            torch.autograd.Variable._execution_engine.queue_callback(self._average_gradients)
+
+    def _average_gradients(self) -> None:
+        """Average all gradients once; ranks do so equally often, whichever parameters they used."""
+        self._queued = False
+        algorithm = self._algorithm
+        if not isinstance(algorithm, GradientAlgorithm) or self._averaged or self._comm.size == 1:
+            return
+        for b, bucket in enumerate(self._buckets):
+            g = bucket.gather((p.grad for p in bucket.parameters), bucket.empty())
+            with self._blaming(b):
+                algorithm.average(b, g, self._steps + 1)
+            for p, mean in zip(bucket.parameters, bucket.views(g), strict=True):
+                if p.grad is not None:
+                    p.grad.copy_(mean)
+                elif mean.any():  # unused here, but not on another rank
+                    p.grad = mean.to(p.dtype, copy=True)
+        self._averaged = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Perform one step of the wrapped optimizer, and of the algorithm.
+
+        Raises:
+            NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
+        """
+        self._queued = False
+        if isinstance(self._algorithm, GossipAlgorithm) and self._comm.size > 1:
+            result = self._gossip_step(self._algorithm, closure)
+        else:
+            result = self._local_step(closure)
+        self._steps += 1
+        self._averaged = False
+        return result
+
+    def _local_step(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            self._average_gradients()  # if backward() was inside no_sync(), or not called at all
+            return self.optimizer.step()
+
+        def averaging_closure() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            self._average_gradients()
+            return loss
+
+        return self.optimizer.step(averaging_closure)
+
+    def _gossip_step(self, algorithm: GossipAlgorithm, closure: Callable[[], Any] | None) -> Any:
+        before = [b.gather(b.parameters, b.empty()) for b in self._buckets]
+        # Optimizers turn gradients on for their closure themselves.
+        result = self.optimizer.step(closure) if closure else self.optimizer.step()
+        for b, (bucket, x) in enumerate(zip(self._buckets, before, strict=True)):
+            x_new = bucket.gather(bucket.parameters, bucket.empty())
+            with self._blaming(b):
+                algorithm.update(b, x, x_new, self._steps + 1)
+            bucket.scatter(x_new)
+        return result
+
+    @contextmanager
+    def _blaming(self, b: int) -> Iterator[None]:
+        """Add rank, step, bucket and parameter to what a compressor says of a coordinate."""
+        try:
+            yield
+        except NotFiniteError as error:
+            name = self._buckets[b].name_at(error.index)
+            raise NotFiniteError(
+                f"rank {self._comm.rank}, step {self._steps + 1}, bucket {b}: {error}, which "
+                f"belongs to parameter {name!r}: its gradient, or the step taken with it, is not "
+                "finite. Lower the learning rate, clip gradients, or look at this rank's batch",
+                error.index,
+            ) from error
+
+    # ---- looking at it ----------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model holds the average over ranks of parameters and buffers.
+
+        For evaluation and export; afterwards every rank has its own again. All ranks must enter.
+        """
+        before = self._comm.bytes_sent
+        with average_of_model(self._comm, self._model, self._buckets) as distance:
+            self._consensus_distance = distance
+            self._bytes["averaging"] += self._comm.bytes_sent - before
+            yield
+
+    def stats(self) -> dict[str, Any]:
+        """Return figures of this rank; needs no other rank.
+
+        steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
+        bytes_sent_averaging apart; bits_per_parameter of one message; consensus_distance,
+        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start.
+        """
+        numel = sum(b.numel for b in self._buckets)
+        message = sum(self._algorithm.message_nbytes(b.numel) for b in self._buckets)
+        apart = sum(self._bytes.values())
+        return {
+            "steps": self._steps,
+            "parameters": numel,
+            "bytes_sent": self._comm.bytes_sent - apart,
+            "bytes_sent_startup": self._bytes["startup"],
+            "bytes_sent_averaging": self._bytes["averaging"],
+            "bits_per_parameter": 8 * message / numel,
+            "consensus_distance": self._consensus_distance,
+        }

@@ -1,0 +1,151 @@
+"""One message: a header, scales and codes in ONE contiguous uint8 buffer, which is what travels.
+
+    offset 0   magic "DCNT", format version (u16), bucket (u16), configuration (u32), step (u32),
+               number of coordinates (u64), number of bytes of the whole message (u64)
+    offset 32  the compressor's body
+
+Little-endian. The configuration is a checksum of the compressor's repr, so that two ranks whose
+compressors differ cannot misread each other. The buffer is a NumPy array, or a torch tensor where
+the coordinates live on a GPU; all that knows about device memory stands in this file.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+FORMAT_VERSION = 1
+_MAGIC = b"DCNT"
+_HEADER = struct.Struct("<4sHHIIQQ")
+HEADER_NBYTES = _HEADER.size
+
+
+class Header(NamedTuple):
+    """What the first 32 bytes of a message say."""
+
+    bucket: int
+    configuration: int
+    step: int
+    numel: int
+    nbytes: int
+
+
+def as_array(vector: npt.NDArray[np.float32] | torch.Tensor) -> Any:
+    """Return what the kernels take: a NumPy array for memory of the host, else the CUDA tensor."""
+    if isinstance(vector, torch.Tensor) and vector.device.type == "cpu":
+        return vector.detach().numpy()
+    return vector
+
+
+def stream_of(array: Any) -> int:
+    """Return the handle of the current CUDA stream where `array` lives; 0 on the host."""
+    if isinstance(array, torch.Tensor) and array.is_cuda:
+        return int(torch.cuda.current_stream(array.device).cuda_stream)
+    return 0
+
+
+class Wire:
+    """A contiguous array as MPI may touch it.
+
+    Host memory goes as it is. Device memory goes as it is to a CUDA-aware MPI (`device_direct`),
+    after the stream has drained; to any other MPI goes a pinned copy.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = as_array(array)
+        self._pinned: torch.Tensor | None = None
+
+    def _mirror(self) -> torch.Tensor:
+        if self._pinned is None:
+            self._pinned = torch.empty_like(self.array, device="cpu", pin_memory=True)
+        return self._pinned
+
+    def outgoing(self, device_direct: bool) -> Any:
+        """Return the buffer to send; its contents are complete and stay valid while it is held."""
+        if isinstance(self.array, np.ndarray):
+            return self.array
+        if not device_direct:
+            self._mirror().copy_(self.array, non_blocking=True)
+        torch.cuda.current_stream(self.array.device).synchronize()
+        return self.array if device_direct else self._mirror().numpy()
+
+    def incoming(self, device_direct: bool) -> Any:
+        """Return the buffer to receive into; `landed` must follow."""
+        if isinstance(self.array, np.ndarray) or device_direct:
+            return self.array
+        return self._mirror().numpy()
+
+    def landed(self, device_direct: bool) -> None:
+        """Bring what was received to where the array lives."""
+        if not isinstance(self.array, np.ndarray) and not device_direct:
+            self.array.copy_(self._mirror(), non_blocking=True)
+
+
+class Payload:
+    """A message that owns its buffer, uint8[32 + body]; `nbytes` is what travels."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+        self.wire = Wire(buffer)
+
+    @classmethod
+    def empty(cls, body_nbytes: int, like: Any = None) -> Payload:
+        """Return a payload with room for a body of so many bytes, in the memory where `like` is."""
+        nbytes = HEADER_NBYTES + body_nbytes
+        if isinstance(like, torch.Tensor):
+            return cls(torch.zeros(nbytes, dtype=torch.uint8, device=like.device))
+        return cls(np.zeros(nbytes, np.uint8))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travel, header included."""
+        return int(self.buffer.nbytes)
+
+    @property
+    def body(self) -> Any:
+        """What follows the header, as a view: NumPy uint8 on the host, a tensor on a GPU."""
+        return self.wire.array[HEADER_NBYTES:]
+
+    def section(self, start: int, nbytes: int, dtype: Any) -> Any:
+        """Return bytes start..start+nbytes of the body as a view of a NumPy dtype."""
+        part = self.body[start : start + nbytes]
+        if isinstance(part, torch.Tensor):
+            return part.view(getattr(torch, np.dtype(dtype).name))
+        return part.view(dtype)
+
+    def write_header(self, configuration: int, step: int, bucket: int, numel: int) -> None:
+        """Fill in the header."""
+        packed = _HEADER.pack(
+            _MAGIC, FORMAT_VERSION, bucket, configuration, step & 0xFFFFFFFF, numel, self.nbytes
+        )
+        head = np.frombuffer(packed, np.uint8)
+        array = self.wire.array
+        if isinstance(array, torch.Tensor):
+            array[:HEADER_NBYTES].copy_(torch.from_numpy(head.copy()))
+        else:
+            array[:HEADER_NBYTES] = head
+
+    def header(self) -> Header:
+        """Read the header.
+
+        Raises:
+            ValueError: the buffer does not hold a message of this format version, or is cut.
+        """
+        if self.nbytes < HEADER_NBYTES:
+            raise ValueError(f"payload: expected at least {HEADER_NBYTES} bytes, got {self.nbytes}")
+        array = self.wire.array[:HEADER_NBYTES]
+        raw = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+        magic, version, *rest = _HEADER.unpack(raw.tobytes())
+        if magic != _MAGIC or version != FORMAT_VERSION:
+            raise ValueError(
+                f"payload: expected magic {_MAGIC!r} and format version {FORMAT_VERSION}, got "
+                f"{magic!r} and {version}; do all ranks run the same version of decentral?"
+            )
+        bucket, configuration, step, numel, nbytes = rest
+        if nbytes != self.nbytes:
+            raise ValueError(f"payload: its header says {nbytes} bytes, got {self.nbytes}")
+        return Header(bucket, configuration, step, numel, nbytes)

@@ -1,0 +1,215 @@
+"""Train a ResNet data-parallel over MPI: mpirun -n 8 python examples/ecd_resnet.py
+
+By default ECD-PSGD with NUQSGD at 4 bits over a ring, ResNet-20 on scikit-learn's digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import checkpoint
+import datasets
+import decentral
+import decentral_topologies
+import report
+import resnet
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    # Names are checked where they are used, so that the mistake is reported once, not n times.
+    add = parser.add_argument
+    add("--algorithm", default="ecd-psgd", help=", ".join(decentral.algorithms.available()))
+    add("--published", action="store_true", help="ecd-psgd as published: see docs/ecd-psgd.md")
+    add("--topology", default="ring", help=", ".join(decentral_topologies.available()))
+    add("--rows", type=int, help="of the torus; by default the most square one")
+    add("--columns", type=int, help="of the torus")
+    add("--compressor", default="nuqsgd", help=", ".join(decentral.compressors.available()))
+    add("--bits", type=int, default=4, help="per coordinate, the sign included")
+    add("--block-size", type=int, default=8192, help="coordinates that share a norm")
+    add("--dataset", default="digits", help=", ".join(datasets.DATASETS))
+    add("--data-dir", default="data", help="where cifar10 or the image folders lie")
+    add("--model", default="resnet20", help=", ".join(resnet.MODELS))
+    add("--epochs", type=int, default=20)
+    add("--batch-size", type=int, default=16, help="per rank")
+    add("--lr", type=float, default=0.1, help="peak of the one-cycle schedule")
+    add("--momentum", type=float, default=0.9)
+    add("--weight-decay", type=float, default=1e-4)
+    add("--seed", type=int, default=0)
+    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    add("--json", metavar="FILE", help="rank 0 writes the results here")
+    add("--log-dir", metavar="DIR", help="TensorBoard scalars, and a PNG of loss and accuracy")
+    add("--checkpoint-dir", metavar="DIR", help="one file per rank, written after every epoch")
+    add("--resume", action="store_true", help="go on from --checkpoint-dir")
+    return parser.parse_args()
+
+
+def make_algorithm(args: argparse.Namespace) -> decentral.algorithms.Algorithm:
+    options = {"bits": args.bits, "block_size": args.block_size}
+    known = decentral.compressors.options_of(args.compressor)
+    compressor = decentral.compressors.from_name(
+        args.compressor, **{k: v for k, v in options.items() if k in known}
+    )
+    shape = {k: v for k in ("rows", "columns") if (v := getattr(args, k)) is not None}
+    decentral_topologies.options_of(args.topology)  # an unknown name is said before MPI starts
+
+    def topology(size: int) -> decentral_topologies.Topology:
+        return decentral_topologies.from_name(args.topology, size, **shape)
+
+    published = {"published": True} if args.published else {}
+    return decentral.algorithms.from_name(args.algorithm, topology, compressor, **published)
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this machine or this build of torch has no CUDA")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+class Training:
+    """One run on one rank: everything that a mistake in flags or data can break is in __init__."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        algorithm = make_algorithm(args)
+        if args.epochs < 1 or args.batch_size < 2:
+            raise ValueError("expected --epochs of at least 1 and --batch-size of at least 2")
+        if args.resume and not args.checkpoint_dir:
+            raise ValueError("--resume needs the --checkpoint-dir to resume from")
+        self.args = args
+        self.comm = comm = decentral.communicators.as_communicator()
+        torch.set_num_threads(comm.cores_per_rank)
+        self.device = choose_device(args.device, comm.local_rank)
+        self.data = datasets.load(args.dataset, args.data_dir)
+        torch.manual_seed(args.seed)
+        net = resnet.build(args.model, self.data.in_channels, self.data.num_classes)
+        self.model = net.to(self.device)
+        sgd = torch.optim.SGD(
+            self.model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
+        )
+        self.opt = decentral.DistributedOptimizer(sgd, self.model, algorithm, comm, seed=args.seed)
+        self.shard = datasets.ShardSampler(comm.rank, comm.size, len(self.data.train), args.seed)
+        self.steps_per_epoch = datasets.batch_count(len(self.shard), args.batch_size)
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"{args.dataset} has {len(self.data.train)} training images, too few for "
+                f"{comm.size} ranks and batches of 2; use fewer ranks"
+            )
+        total = args.epochs * self.steps_per_epoch
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.opt, args.lr, total_steps=total, cycle_momentum=False
+        )
+        self.first_epoch = self._resume() if args.resume else 0
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.opt, "schedule": self.schedule}
+
+    def _resume(self) -> int:
+        epoch = checkpoint.load(self.args.checkpoint_dir, self.comm.rank, self._state())
+        epochs = self.comm.all_gather_object(epoch)
+        if len(set(epochs)) > 1:
+            raise ValueError(f"the ranks' checkpoints are of epochs {epochs}, expected one epoch")
+        return epoch
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        key = (self.args.seed, epoch, self.comm.rank)
+        mine = self.shard.epoch(epoch)
+        for images, labels in datasets.batches(self.data.train, mine, self.args.batch_size, key):
+            yield images.to(self.device), labels.to(self.device)
+
+    def train_epoch(self, epoch: int, progress: report.Progress) -> float:
+        """Return the mean loss of this epoch over all ranks."""
+        self.model.train()
+        total = 0.0
+        for images, labels in self._batches(epoch):
+            self.opt.zero_grad()
+            loss = functional.cross_entropy(self.model(images), labels)
+            loss.backward()
+            self.opt.step()
+            self.schedule.step()
+            total += loss.item()
+            progress.step(loss.item(), len(labels), self.opt.stats()["bytes_sent"])
+        return self._mean(total / self.steps_per_epoch)
+
+    def evaluate(self) -> float:
+        """Return the test accuracy of the averaged model; the ranks share the images."""
+        mine = torch.arange(self.comm.rank, len(self.data.test), self.comm.size)
+        correct = 0
+        self.model.eval()
+        with self.opt.averaged(), torch.no_grad():
+            for images, labels in datasets.batches(self.data.test, mine, batch_size=256):
+                guess = self.model(images.to(self.device)).argmax(1).cpu()
+                correct += int((guess == labels).sum())
+        return sum(self.comm.all_gather_object(correct)) / len(self.data.test)
+
+    def _mean(self, value: float) -> float:
+        return sum(self.comm.all_gather_object(value)) / self.comm.size
+
+    def run(self) -> dict[str, Any]:
+        args, rank = self.args, self.comm.rank
+        start = time.perf_counter()
+        loss = accuracy = float("nan")
+        log = report.Log(args.log_dir if rank == 0 else None)
+        with report.Progress(
+            self.steps_per_epoch * args.epochs, self.first_epoch * self.steps_per_epoch, rank == 0
+        ) as progress:
+            for epoch in range(self.first_epoch, args.epochs):
+                loss = self.train_epoch(epoch, progress)
+                if args.log_dir or epoch == args.epochs - 1:
+                    accuracy = self.evaluate()
+                    log.write(loss, accuracy, self.opt.stats())
+                if args.checkpoint_dir:
+                    checkpoint.save(args.checkpoint_dir, rank, epoch + 1, self._state())
+        log.close()
+        return self._results(loss, accuracy, time.perf_counter() - start)
+
+    def _results(self, loss: float, accuracy: float, wall_s: float) -> dict[str, Any]:
+        args, stats = self.args, self.opt.stats()
+        has_bits = "bits" in decentral.compressors.options_of(args.compressor)
+        return {
+            "algorithm": args.algorithm + (" (published)" if args.published else ""),
+            "topology": args.topology,
+            "compressor": args.compressor,
+            "bits": args.bits if has_bits else None,
+            "block_size": args.block_size if has_bits else None,
+            "world_size": self.comm.size,
+            "parameters": stats["parameters"],
+            "steps": stats["steps"],
+            "test_accuracy": accuracy,
+            "train_loss": loss,
+            "bytes_sent_per_rank_per_step": stats["bytes_sent"] / max(1, stats["steps"]),
+            "bits_per_parameter": stats["bits_per_parameter"],
+            "consensus_distance": stats["consensus_distance"],
+            "wall_s": wall_s,
+        }
+
+
+def main() -> None:
+    args = parse_args()
+    logging.basicConfig(format="%(message)s")
+    try:
+        training = Training(args)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        decentral.communicators.end_job(str(error))
+    results = training.run()
+    if training.comm.rank == 0:
+        report.print_table(results)
+        if args.json:
+            with open(args.json, "w") as file:
+                json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Quantize-and-pack, unpack-and-accumulate: the same bytes from NumPy, numba and numba-CUDA."""
+
+from .backend import (
+    accumulate,
+    compile_cpu_kernels,
+    decode,
+    encode,
+    get_num_threads,
+    set_num_threads,
+)
+from .layout import Quantizer
+from .rng import fold_key
+
+__all__ = [
+    "Quantizer",
+    "accumulate",
+    "compile_cpu_kernels",
+    "decode",
+    "encode",
+    "fold_key",
+    "get_num_threads",
+    "set_num_threads",
+]

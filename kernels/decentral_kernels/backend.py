@@ -1,0 +1,122 @@
+"""The door to the kernels: where the arrays live decides which implementation runs.
+
+NumPy arrays go to numba on the CPU, arrays with __cuda_array_interface__ to numba-CUDA. All are
+one-dimensional and contiguous; the caller has checked sizes and dtypes, nothing here does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .layout import UNIT, Quantizer, norm_width
+
+# A thread pays for itself from about this many coordinates on (512 KiB of float32).
+_UNITS_PER_THREAD = 128
+
+_num_threads = 1
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a CPU kernel may use in this process (at first 1).
+
+    Raises:
+        ValueError: n is not positive.
+    """
+    global _num_threads
+    if n < 1:
+        raise ValueError(f"number of kernel threads must be at least 1, got {n}")
+    _num_threads = n
+
+
+def get_num_threads() -> int:
+    """Return how many threads a CPU kernel may use in this process."""
+    return _num_threads
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="decentral-kernel")
+
+
+def _share(run: Callable[[int, int], Any], numel: int) -> list[Any]:
+    """Call run(first, last) on ranges of units that together cover `numel` coordinates."""
+    units = -(-numel // UNIT)
+    parts = min(_num_threads, max(1, units // _UNITS_PER_THREAD))
+    if parts == 1:
+        return [run(0, units)]
+    edges = [units * i // parts for i in range(parts + 1)]
+    return list(_pool(_num_threads).map(run, edges[:-1], edges[1:]))
+
+
+def _on_gpu(array: Any) -> bool:
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def encode(
+    x: Any, key: tuple[int, int], q: Quantizer, scales: Any, codes: Any, stream: int = 0
+) -> int:
+    """Quantize and pack float32[n] x into scales float32[blocks] and codes uint8[bytes].
+
+    `key` is rng.fold_key's; `stream` is a CUDA stream handle. Returns the first block that cannot
+    be encoded (a NaN, an inf, or a norm of 2^126 or more), or -1.
+    """
+    if _on_gpu(x):
+        from . import cuda
+
+        return cuda.encode(x, key, q, scales, codes, stream)
+    from . import cpu
+
+    kernel = cpu.encoder(q.bits, q.levels == "exponential", q.norm == "max")
+    k0, k1, width = np.uint32(key[0]), np.uint32(key[1]), norm_width(q.block_size)
+
+    def run(first: int, last: int) -> int:
+        return kernel(x, k0, k1, q.block_size, width, scales, codes, first, last)
+
+    return min((bad for bad in _share(run, x.size) if bad >= 0), default=-1)
+
+
+def _decode_on_cpu(
+    scales: Any, codes: Any, q: Quantizer, out: Any, weight: float, add: bool
+) -> None:
+    from . import cpu
+
+    kernel = cpu.decoder(q.bits, q.levels == "exponential", add)
+    w = np.float32(weight)
+    _share(lambda first, last: kernel(scales, codes, q.block_size, w, out, first, last), out.size)
+
+
+def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> None:
+    """Write the decoded values to out, float32[n]."""
+    if _on_gpu(out):
+        from . import cuda
+
+        cuda.decode(scales, codes, q, out, stream)
+    else:
+        _decode_on_cpu(scales, codes, q, out, 1.0, add=False)
+
+
+def accumulate(
+    scales: Any, codes: Any, q: Quantizer, out: Any, weight: float, stream: int = 0
+) -> None:
+    """Add weight * (the decoded values) to out, float32[n], in one pass."""
+    if _on_gpu(out):
+        from . import cuda
+
+        cuda.accumulate(scales, codes, q, out, weight, stream)
+    else:
+        _decode_on_cpu(scales, codes, q, out, weight, add=True)
+
+
+def compile_cpu_kernels(q: Quantizer) -> None:
+    """Compile, or load from the disk cache, the CPU kernels that q needs."""
+    from . import cpu
+
+    exponential = q.levels == "exponential"
+    cpu.encoder(q.bits, exponential, q.norm == "max")
+    cpu.decoder(q.bits, exponential, add=False)
+    cpu.decoder(q.bits, exponential, add=True)

@@ -1,0 +1,190 @@
+"""Every registered algorithm equals its matrix twin on a quadratic, over threads."""
+
+import matrix_twins
+import numpy as np
+import pytest
+import torch
+
+import decentral
+import decentral_topologies
+from decentral.communicators import run_local
+
+SIZES = (1, 2, 3, 4, 6, 8)
+STEPS, ETA, SEED = 25, 0.1, 3
+SHAPES = ((20, 10), (45,))  # two parameters in two buckets, since the cap below parts them
+CAP_MB = 200 * 4 / 2**20
+
+
+class Quadratic(torch.nn.Module):
+    """f_i(x) = 1/2 sum_k h_k (x_k - b_ik)^2, with another optimum b_i on every worker."""
+
+    def __init__(self, rank):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.w = torch.nn.ParameterList(
+            torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in SHAPES
+        )
+        self.h = [torch.from_numpy(rng.uniform(0.5, 2, s).astype(np.float32)) for s in SHAPES]
+        rng = np.random.default_rng(100 + rank)
+        self.b = [torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in SHAPES]
+
+    def forward(self):
+        parts = zip(self.w, self.h, self.b, strict=True)
+        return sum((0.5 * h * (w - b) ** 2).sum() for w, h, b in parts)
+
+    def flat(self):
+        return [p.detach().numpy().ravel().astype(np.float64) for p in reversed(list(self.w))]
+
+
+def run(size, algorithm, topology, compressor, steps=STEPS, **options):
+    """Return X per bucket, [size, numel]: what the real thing computes."""
+
+    def rank(comm):
+        model = Quadratic(comm.rank)
+        opt = decentral.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), ETA),
+            model,
+            decentral.algorithms.from_name(algorithm, topology, compressor, **options),
+            comm,
+            seed=SEED,
+            bucket_cap_mb=CAP_MB,
+        )
+        for _ in range(steps):
+            opt.zero_grad()
+            model().backward()
+            opt.step()
+        return model.flat()
+
+    results = run_local(size, rank)
+    return [np.array([r[b] for r in results]) for b in range(len(SHAPES))]
+
+
+def run_twin(size, algorithm, topology, compressor, steps=STEPS, **options):
+    """Return the same from the matrix twin."""
+    W = decentral_topologies.from_name(topology, size).mixing_matrix()
+    models = [Quadratic(i) for i in range(size)]
+    result = []
+    for b in range(len(SHAPES)):
+        k = len(SHAPES) - 1 - b  # buckets are in reverse order
+        X = np.array([m.flat()[b] for m in models])
+        h = models[0].h[k].numpy().ravel().astype(np.float64)
+        B = np.array([m.b[k].numpy().ravel() for m in models], np.float64)
+        twin = matrix_twins.TWINS[algorithm](X, W, compressor, **options)
+        for t in range(1, steps + 1):
+            X = twin.step(X, h * (X - B), ETA, t, SEED, b)
+        result.append(X)
+    return result
+
+
+def compressor_for(algorithm, name="nuqsgd"):
+    # d-psgd has no compressed form and says so
+    lossless = algorithm == "d-psgd"
+    return decentral.compressors.from_name("none" if lossless else name)
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=tolerance, rtol=tolerance)
+
+
+def test_every_algorithm_has_a_twin():
+    assert set(matrix_twins.TWINS) == set(decentral.algorithms.available())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("topology", decentral_topologies.available())
+@pytest.mark.parametrize("algorithm", decentral.algorithms.available())
+def test_equals_its_twin(algorithm, topology, size):
+    if size == 1:
+        compressor = decentral.compressors.from_name("none")  # alone, nothing is sent or rounded
+    else:
+        compressor = compressor_for(algorithm)
+    # A rounding that float32 and float64 decide differently moves a coordinate by a whole level, so
+    # few steps: enough for every weight of the recursion, too few to part.
+    actual = run(size, algorithm, topology, compressor, steps=12)
+    assert_same(actual, run_twin(size, algorithm, topology, compressor, steps=12))
+
+
+@pytest.mark.parametrize("size", (2, 3, 8))
+def test_ecd_as_published_equals_its_twin(size):
+    compressor = decentral.compressors.from_name("qsgdinf", bits=8)
+    args = (size, "ecd-psgd", "ring", compressor)
+    assert_same(run(*args, steps=6, published=True), run_twin(*args, steps=6, published=True))
+
+
+@pytest.mark.parametrize("options", ({}, {"published": True}, {"horizon": 4}))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("topology", decentral_topologies.available())
+def test_ecd_with_identity_is_d_psgd(topology, size, options):
+    identity = decentral.compressors.Identity()
+    # published, z grows with t and float32 loses what the twin does not: fewer steps, same method
+    steps = 10 if options.get("published") else STEPS
+    ecd = run(size, "ecd-psgd", topology, identity, steps, **options)
+    assert_same(ecd, run(size, "d-psgd", topology, identity, steps))
+
+
+@pytest.mark.parametrize("name", ("qsgd", "qsgdinf", "nuqsgd"))
+def test_all_reduce_leaves_ranks_equal_bit_for_bit(name):
+    for X in run(3, "allreduce", "ring", decentral.compressors.from_name(name)):
+        assert (X == X[0]).all()
+
+
+@pytest.mark.parametrize("topology", decentral_topologies.available())
+def test_mixing_preserves_the_average(topology):
+    """With eta = 0 the mean over ranks must not move; it starts from ranks made unequal."""
+
+    def rank(comm):
+        model = torch.nn.Linear(50, 3)
+        opt = decentral.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), 1.0),
+            model,
+            decentral.algorithms.DPSGD(topology),
+            comm,
+        )
+        rng = torch.Generator().manual_seed(comm.rank)
+        model(torch.randn(4, 50, generator=rng)).sum().backward()
+        opt.step()  # parts the ranks
+        parted = model.weight.detach().clone()
+        opt.zero_grad()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        opt.step()
+        return parted, model.weight.detach().clone()
+
+    pairs = run_local(6, rank)
+    parted = torch.stack([a for a, _ in pairs])
+    mixed = torch.stack([b for _, b in pairs])
+    assert (parted[0] - parted[1]).abs().max() > 0.1
+    torch.testing.assert_close(mixed.mean(0), parted.mean(0), atol=1e-5, rtol=0)
+    assert mixed.var(0).sum() < 0.9 * parted.var(0).sum()
+
+
+def test_errors():
+    nuqsgd = decentral.compressors.NUQSGD()
+    with pytest.raises(ValueError, match=r"d-psgd: .*needs compressor 'none'.*use ecd-psgd"):
+        decentral.algorithms.from_name("d-psgd", compressor=nuqsgd)
+    with pytest.raises(ValueError, match=r"unknown algorithm 'sgd'; known are: allreduce, d-psgd"):
+        decentral.algorithms.from_name("sgd")
+    with pytest.raises(
+        ValueError, match="'allreduce' has no option 'horizon'; it takes compressor"
+    ):
+        decentral.algorithms.from_name("allreduce", horizon=3)
+    with pytest.raises(ValueError, match="horizon must be at least 2, got 1"):
+        decentral.algorithms.ECDPSGD(horizon=1)
+    with pytest.raises(ValueError, match=r"Ring\(4\) is for 4 ranks, but there are 2"):
+        run(2, "d-psgd", decentral_topologies.Ring(4), None)
+    with pytest.raises(ValueError, match="name must be one of ring"):
+        run(2, "d-psgd", "rong", None)
+
+
+def test_an_algorithm_serves_one_optimizer():
+    model = torch.nn.Linear(2, 2)
+    algorithm = decentral.algorithms.DPSGD()
+
+    def rank(comm):
+        for _ in range(2):
+            sgd = torch.optim.SGD(model.parameters(), ETA)
+            decentral.DistributedOptimizer(sgd, model, algorithm, comm)
+
+    with pytest.raises(RuntimeError, match="already belongs to a DistributedOptimizer"):
+        run_local(1, rank)

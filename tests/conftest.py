@@ -1,0 +1,14 @@
+import pytest
+
+from decentral.communicators.launch import launched
+
+
+def pytest_collection_modifyitems(items):
+    """Under mpirun only what is marked `mpi` runs: the rest would run the same n times."""
+    processes, _ = launched()
+    if processes == 1:
+        return
+    skip = pytest.mark.skip(reason="needs one process; runs under plain pytest")
+    for item in items:
+        if item.get_closest_marker("mpi") is None:
+            item.add_marker(skip)
