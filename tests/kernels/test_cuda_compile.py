@@ -24,16 +24,22 @@ ENCODE = (FLOATS, uint32, uint32, int64, FLOATS, BYTES)
 DECODE = (FLOATS, BYTES, int64, float32, FLOATS)
 
 # A fused multiply-add rounds once where the other implementations round twice; approximations and
-# flushed denormals differ too. (In float64, where squares of float32 are exact, it changes nothing.)
+# flushed denormals differ too. (In float64, where squares of float32 are exact, it does no harm.)
 INEXACT = re.compile(r"\b(?:fma|mad)\.(?:\w+\.)*f32\b|\.approx\b|\.ftz\b")
-# Local memory is DRAM: an array or a struct that did not fit the registers. ".loc" is another thing.
+# Local memory is slow DRAM for what did not fit the registers. (".loc" is another thing.)
 LOCAL = re.compile(r"^\s*\.local\b|\b(?:ld|st)\.(?:volatile\.)?local\b", re.MULTILINE)
 
 
 def missing(*distributions):
     """Return which of these distributions are not installed."""
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    return [name for name in distributions if name not in installed]
+
+    def absent(name):
+        try:
+            return not importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return True
+
+    return [name for name in distributions if absent(name)]
 
 
 def compiles(test):
@@ -121,9 +127,9 @@ def test_the_checks_of_the_ptx_find_what_they_look_for():
 @pytest.mark.skipif(bool(missing("numba-cuda")), reason="not installed: numba-cuda")
 @pytest.mark.skipif(bool(config.ENABLE_CUDASIM), reason="this process is the simulator itself")
 def test_cuda_in_simulator():
+    target = "tests/kernels/test_cuda_simulator.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
-        + ["tests/kernels/test_cuda_simulator.py"],
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", target],
         cwd=ROOT,
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,

@@ -1,0 +1,50 @@
+"""The contract of a communicator over real MPI, at whatever size mpirun was given."""
+
+import communicator_contract
+import pytest
+
+from decentral.communicators import as_communicator
+
+CHECKS = [name for name in dir(communicator_contract) if name.startswith("check_")]
+
+
+@pytest.fixture(scope="module")
+def comm():
+    return as_communicator()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract(comm, check):
+    getattr(communicator_contract, check)(comm)
+
+
+@pytest.mark.mpi
+def test_works_on_a_duplicate_of_a_part_of_the_world(comm):
+    """A message of the user's with our tag must not be mistaken for ours."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    part = world.Split(world.rank % 2, world.rank)
+    ours = as_communicator(part)
+    assert (ours.rank, ours.size) == (part.rank, part.size)
+    users = part.isend("the user's", (part.rank + 1) % part.size, tag=0)
+    communicator_contract.check_exchange_with_everyone_else(ours)
+    assert part.recv(source=(part.rank - 1) % part.size, tag=0) == "the user's"
+    users.wait()
+    part.Free()
+
+
+@pytest.mark.mpi
+def test_waiting_gives_the_core_away(comm):
+    """A rank that waits half a second for another must not have computed all the while."""
+    import time
+
+    comm.barrier()
+    if comm.rank == 0:
+        time.sleep(0.5)
+    start = time.process_time()
+    comm.barrier()
+    busy = time.process_time() - start
+    # Testing between pauses of up to 1 ms is cheap; spinning would take all of the half second.
+    assert busy < 0.25

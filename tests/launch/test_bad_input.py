@@ -1,0 +1,135 @@
+"""Mistakes end the job on all ranks, with one clear message and a non-zero status, in 30 s."""
+
+import os
+from pathlib import Path
+
+import pytest
+from launching import EXAMPLE, mpirun
+
+LIMIT_S = 30  # acceptance of the project, and a hang fails here rather than in CI's time-out
+
+FLAGS = {
+    "bits": ("--bits 9", "nuqsgd: bits must be 2..8, got 9"),
+    "block size": ("--block-size 0", "block_size must be an integer from 1"),
+    "topology": ("--topology rong", "name must be one of ring, torus, complete, got 'rong'"),
+    "torus shape": ("--topology torus --rows 2 --columns 2", "rows * columns must be 3, got 2 x 2"),
+    "compressor": ("--compressor zip", "unknown compressor 'zip'; known are: none, qsgd"),
+    "algorithm": ("--algorithm adam", "unknown algorithm 'adam'; known are: allreduce"),
+    "pairing": ("--algorithm d-psgd", "needs compressor 'none'"),
+    "data set": ("--dataset mnist", "mnist"),
+    "no data": ("--dataset cifar10 --data-dir /nowhere", "/nowhere"),
+    "device": ("--device cuda:99 --epochs 1", "--device cuda:99"),
+    "resume": ("--resume", "--resume needs the --checkpoint-dir"),
+    "nothing to resume": ("--resume --checkpoint-dir /nowhere", "expected /nowhere/rank00000.pt"),
+}
+
+
+@pytest.mark.parametrize("mistake", FLAGS)
+def test_flags(mistake):
+    flags, message = FLAGS[mistake]
+    job = mpirun(3, EXAMPLE, *flags.split(), timeout=LIMIT_S)
+    assert job.status != 0
+    assert message in job.output
+    assert job.output.count("error: ") == 1, job.output
+    assert "Traceback" not in job.output
+
+
+SCRIPT = """
+import sys, torch, decentral
+from mpi4py import MPI
+rank = MPI.COMM_WORLD.rank
+torch.manual_seed(0)
+width = 5 if {different_models} and rank == 2 else 4
+model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Linear(width, 1))
+opt = decentral.DistributedOptimizer(
+    torch.optim.SGD(model.parameters(), 0.1),
+    model,
+    decentral.algorithms.from_name({algorithm!r}, compressor={compressor}),
+)
+for step in range(1, 6):
+    opt.zero_grad()
+    model(torch.ones(2, 3)).sum().backward()
+    if rank == 1 and step == 3:
+        {fault}
+    opt.step()
+print("finished")
+"""
+
+
+def run_script(
+    tmp_path, fault="pass", different_models=False, algorithm="ecd-psgd", codec="nuqsgd"
+):
+    script = tmp_path / "train.py"
+    compressor = f"decentral.compressors.from_name({codec!r})"
+    script.write_text(
+        SCRIPT.format(
+            fault=fault,
+            different_models=different_models,
+            algorithm=algorithm,
+            compressor=compressor,
+        )
+    )
+    return mpirun(3, script, timeout=LIMIT_S)
+
+
+def test_the_script_runs_without_a_fault(tmp_path):
+    job = run_script(tmp_path)
+    assert job.status == 0, job.output
+    assert job.output.count("finished") == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "codec"),
+    [("ecd-psgd", "nuqsgd"), ("d-psgd", "none"), ("allreduce", "qsgdinf"), ("allreduce", "none")],
+)
+def test_nan_gradient_names_rank_step_and_parameter(tmp_path, algorithm, codec):
+    # Averaged in backward(), before the script could spoil it, so there the parameter is spoiled.
+    fault = "model[1].weight.grad[0, 2] = float('nan')"
+    if algorithm == "allreduce":
+        fault = (
+            "opt.zero_grad(); model[1].weight.register_hook(lambda g: g * float('nan')); "
+            "model(torch.ones(2, 3)).sum().backward()"
+        )
+    job = run_script(tmp_path, fault, algorithm=algorithm, codec=codec)
+    assert job.status != 0
+    assert "finished" not in job.output
+    assert job.output.count("NotFiniteError: rank 1, step 3, bucket 0: ") == 1, job.output
+    assert "parameter '1.weight'" in job.output
+    assert "rank 1 of 3 ended the job, see above" in job.output
+
+
+def test_different_models(tmp_path):
+    job = run_script(tmp_path, different_models=True)
+    assert job.status != 0
+    message = "ranks do not agree on parameter or buffer '0.weight': rank 2 got"
+    assert job.output.count(message) == 1, job.output
+
+
+def test_any_exception_on_one_rank_ends_the_job(tmp_path):
+    job = run_script(tmp_path, fault="raise KeyError('lost my batch')")
+    assert job.status != 0
+    assert job.output.count("KeyError: 'lost my batch'") == 1, job.output
+    assert "finished" not in job.output
+
+
+def test_mpirun_of_another_mpi():
+    other = os.environ.get("OTHER_MPIRUN")
+    if not other:
+        pytest.skip("needs a second MPI: OTHER_MPIRUN=/path/to/its/mpirun (make test has one)")
+    home = Path(other).parents[1]
+    library = {"MPI4PY_MPIABI": "openmpi", "LD_LIBRARY_PATH": str(home / "lib")}
+    for job in (
+        mpirun(3, EXAMPLE, "--epochs", "1", launcher=other, timeout=LIMIT_S),
+        mpirun(3, EXAMPLE, "--epochs", "1", timeout=LIMIT_S, **library),
+    ):
+        assert job.status != 0
+        assert job.output.count("error: mpirun started 3 processes, but is not") == 1, job.output
+        assert "Traceback" not in job.output
+
+
+def test_no_mpi_library():
+    job = mpirun(2, EXAMPLE, timeout=LIMIT_S, MPI4PY_MPIABI="openmpi", LD_LIBRARY_PATH="")
+    assert job.status != 0
+    assert "mpi4py cannot load an MPI library" in job.output
+    assert "pip install decentral[mpich]" in job.output
+    assert "Traceback" not in job.output

@@ -1,0 +1,130 @@
+"""The main job for real: mpirun -n N python examples/ecd_resnet.py, with every flag that writes."""
+
+import json
+
+import pytest
+from launching import EXAMPLE, mpirun
+
+KEYS = {
+    "algorithm",
+    "topology",
+    "compressor",
+    "bits",
+    "block_size",
+    "world_size",
+    "parameters",
+    "steps",
+    "test_accuracy",
+    "train_loss",
+    "bytes_sent_per_rank_per_step",
+    "consensus_distance",
+    "wall_s",
+}
+PARAMETERS = 269_434  # ResNet-20 for one channel and ten classes
+
+
+def payload_nbytes(numel, bits=4, block_size=8192):
+    return 32 + 4 * -(-numel // block_size) + (numel * bits + 7) // 8
+
+
+def run(tmp_path, ranks, flags, timeout=200):
+    result = tmp_path / "result.json"
+    result.unlink(missing_ok=True)
+    job = mpirun(ranks, EXAMPLE, "--json", result, *flags.split(), timeout=timeout)
+    assert job.status == 0, job.output
+    return json.loads(result.read_text()), job.output
+
+
+def test_main_job_and_everything_it_writes(tmp_path):
+    logs, checkpoints = tmp_path / "logs", tmp_path / "checkpoints"
+    flags = f"--epochs 3 --log-dir {logs} --checkpoint-dir {checkpoints}"
+    result, output = run(tmp_path, 3, flags)
+    assert result.keys() >= KEYS
+    assert (result["algorithm"], result["compressor"]) == ("ecd-psgd", "nuqsgd")
+    assert (result["world_size"], result["parameters"]) == (3, PARAMETERS)
+    assert result["steps"] == 3 * 30  # 1437 // 3 images a rank, batches of 16
+    assert result["test_accuracy"] > 0.9
+    # the acceptance: on a ring exactly two payloads a step, and 4 bits are 4 bits
+    assert result["bytes_sent_per_rank_per_step"] == 2 * payload_nbytes(PARAMETERS)
+    assert result["consensus_distance"] > 0
+    for key in KEYS:
+        assert f"{key} " in output
+    assert (logs / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(logs.glob("events.out.tfevents.*"))
+    assert sorted(p.name for p in checkpoints.iterdir()) == [f"rank0000{r}.pt" for r in range(3)]
+    # Nothing is left to train, so a resume evaluates what the checkpoints hold.
+    resumed, _ = run(tmp_path, 3, f"{flags} --resume")
+    assert resumed["test_accuracy"] == result["test_accuracy"]
+    assert resumed["steps"] == result["steps"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "per_step"),
+    [
+        ("--topology torus", 2 * payload_nbytes(PARAMETERS)),
+        (
+            "--topology torus --rows 1 --columns 4 --compressor qsgdinf --bits 3",
+            2 * payload_nbytes(PARAMETERS, bits=3),
+        ),
+        ("--topology complete --compressor qsgdinf", 3 * payload_nbytes(PARAMETERS)),
+        ("--algorithm d-psgd --compressor none", 2 * (32 + 4 * PARAMETERS)),
+        ("--algorithm allreduce --block-size 512", 3 * payload_nbytes(PARAMETERS, 4, 512)),
+        ("--algorithm allreduce --compressor none", 2 * 3 * 4 * PARAMETERS // 4),
+    ],
+)
+def test_flags_choose(tmp_path, flags, per_step):
+    result, _ = run(tmp_path, 4, f"--epochs 1 --device cpu {flags}")
+    assert result["bytes_sent_per_rank_per_step"] == per_step
+    assert result["train_loss"] < 3
+
+
+def test_one_rank_and_no_launcher(tmp_path):
+    result, _ = run(tmp_path, 1, "--epochs 1")
+    assert (result["world_size"], result["bytes_sent_per_rank_per_step"]) == (1, 0)
+
+
+def test_ecd_as_published_fails_to_train(tmp_path):
+    """docs/ecd-psgd.md: it ends, but learns nothing, where the default does."""
+    published, _ = run(tmp_path, 4, "--epochs 5 --published")
+    assert published["test_accuracy"] < 0.5
+    ours, _ = run(tmp_path, 4, "--epochs 5")
+    assert ours["test_accuracy"] > 0.9
+
+
+RESUME = """
+import sys
+sys.path.insert(0, "examples")
+import checkpoint, ecd_resnet, report, torch
+from hashlib import sha256
+
+def training(extra=""):
+    sys.argv = ["x", "--epochs", "2", "--checkpoint-dir", {folder!r}, *extra.split()]
+    return ecd_resnet.Training(ecd_resnet.parse_args())
+
+def digest(run):
+    state = run.opt.state_dict()
+    tensors = [*run.model.state_dict().values(), *state["decentral"]["state"]["S"],
+               *state["decentral"]["state"]["xt"]]
+    tensors += [s["momentum_buffer"] for s in state["state"].values()]
+    return sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+
+bar = report.Progress(1, 0, False)
+unbroken = training()
+for epoch in (0, 1):
+    unbroken.train_epoch(epoch, bar)
+    if epoch == 0:
+        checkpoint.save({folder!r}, unbroken.comm.rank, 1, unbroken._state())
+resumed = training("--resume")
+assert resumed.first_epoch == 1
+resumed.train_epoch(1, bar)
+assert digest(resumed) == digest(unbroken), unbroken.comm.rank
+print("equal")
+"""
+
+
+def test_resuming_equals_the_unbroken_run_bit_for_bit(tmp_path):
+    script = tmp_path / "resume.py"
+    script.write_text(RESUME.format(folder=str(tmp_path / "checkpoints")))
+    job = mpirun(3, script)
+    assert job.status == 0, job.output
+    assert job.output.count("equal") == 3

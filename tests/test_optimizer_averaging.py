@@ -1,0 +1,231 @@
+"""averaged() and stats(): the model that is evaluated, and the figures that are reported."""
+
+import math
+
+import optimizer_cases as cases
+import pytest
+import torch
+from optimizer_cases import close, distributed, equal, loss_on, mlp, mlp_with_batch_norm, on_ranks
+
+SIZES = (1, 2, 3, 4)
+PAIRS = cases.accepted_pairs()
+
+
+def parted(comm, name="d-psgd", steps=3, **options):
+    """Return model and optimizer after a few steps, with other parameters and buffers per rank."""
+    model = mlp_with_batch_norm()
+    opt = distributed(model, comm, cases.algorithm(name), **options)
+    cases.train(opt, model, steps)
+    with torch.no_grad():
+        for _ in range(comm.rank):  # BatchNorm counts its batches: rank r has r more
+            model(cases.shard(comm.rank, comm.size)[0])
+    return model, opt
+
+
+def state(model):
+    return [t.clone() for t in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("cap", (25.0, cases.TINY_MB))
+@pytest.mark.parametrize("size", SIZES)
+def test_inside_is_the_mean_and_outside_one_s_own(size, cap):
+    def rank(comm):
+        model, opt = parted(comm, bucket_cap_mb=cap)
+        before = state(model)
+        with opt.averaged():
+            inside = state(model)
+        return before, inside, state(model)
+
+    results = on_ranks(size, rank)
+    own = [before for before, _, _ in results]
+    names = list(mlp_with_batch_norm().state_dict())
+    assert size == 1 or all(not torch.equal(a, b) for a, b in zip(own[0], own[1], strict=True))
+    for before, inside, after in results:
+        equal(after, before)
+        equal(inside, results[0][1])
+        for k, name in enumerate(names):
+            each = torch.stack([tensors[k] for tensors in own])
+            if name.endswith("num_batches_tracked"):
+                assert inside[k] == each[0] == 3 and inside[k].dtype == torch.int64
+            else:
+                close(inside[k], each.mean(0))
+
+
+def test_all_reduce_s_ranks_differ_in_buffers_alone():
+    def rank(comm):
+        model, opt = parted(comm, "allreduce")
+        parameters, buffers = cases.parameters(model), [b.clone() for b in model.buffers()]
+        with opt.averaged():
+            return parameters, cases.parameters(model), buffers, model[1].running_mean.clone()
+
+    results = on_ranks(3, rank)
+    means = torch.stack([buffers[0] for _, _, buffers, _ in results])
+    for own, inside, _, running_mean in results:
+        close(inside, own)  # the mean of equal numbers, up to the rounding of a division by 3
+        close(running_mean, means.mean(0))
+    assert (means[0] - means[1]).abs().max() > 1e-3
+
+
+def test_one_s_own_comes_back_after_an_exception():
+    """Also if what ran inside wrote to the model."""
+
+    def rank(comm):
+        model, opt = parted(comm)
+        before = state(model)
+        with pytest.raises(KeyError), opt.averaged():
+            with torch.no_grad():
+                model[0].weight.fill_(7.0)
+            raise KeyError
+        return before, state(model)
+
+    for before, after in on_ranks(3, rank):
+        equal(after, before)
+
+
+@pytest.mark.parametrize("name, compressed", PAIRS)
+def test_looking_does_not_disturb_training(name, compressed):
+    """The exchange under way and the algorithm's state are as they were."""
+
+    def run(look):
+        def rank(comm):
+            model = mlp()
+            opt = distributed(model, comm, cases.algorithm(name, compressed))
+            for step in range(4):
+                cases.train(opt, model, steps=1, first=step)
+                if look:
+                    with opt.averaged():
+                        pass
+            return cases.parameters(model)
+
+        return on_ranks(3, rank)
+
+    equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("cap", (25.0, cases.TINY_MB))
+@pytest.mark.parametrize("size", SIZES)
+def test_consensus_distance(size, cap):
+    """sqrt(mean over ranks ||x_i - mean||^2), of parameters and not of buffers."""
+
+    def rank(comm):
+        model, opt = parted(comm, bucket_cap_mb=cap)
+        at_first = opt.stats()["consensus_distance"]
+        with opt.averaged():
+            pass
+        flat = torch.cat([p.double().flatten() for p in cases.parameters(model)])
+        return flat, at_first, opt.stats()["consensus_distance"]
+
+    results = on_ranks(size, rank)
+    X = torch.stack([flat for flat, _, _ in results])
+    expected = math.sqrt((X - X.mean(0)).square().sum(1).mean())
+    assert size == 1 or expected > 0.01
+    for _, at_first, distance in results:
+        assert at_first == 0
+        assert distance == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+BLOCK, BITS = 8, 4  # of cases.compressor(), and the compressors' default
+NUMELS = {25.0: [53], cases.TINY_MB: [3, 15, 5, 30]}  # of mlp()'s buckets
+
+
+def payload_nbytes(numel, compressed):
+    """Header, then float32, or a scale per block and the codes: by the format, not by the code."""
+    if compressed == "none":
+        return 32 + 4 * numel
+    return 32 + 4 * math.ceil(numel / BLOCK) + math.ceil(numel * BITS / 8)
+
+
+def sent_by(name, compressed, numel, size):
+    """Return the bytes that one rank sends for one bucket in one step."""
+    if name == "allreduce" and compressed == "none":
+        return 2 * (size - 1) * 4 * numel // size
+    if name == "allreduce":
+        return (size - 1) * payload_nbytes(numel, compressed)
+    neighbors = min(2, size - 1)  # on the ring
+    return neighbors * payload_nbytes(numel, compressed)
+
+
+@pytest.mark.parametrize("cap", NUMELS)
+@pytest.mark.parametrize("size", (2, 3, 5))
+@pytest.mark.parametrize("name, compressed", PAIRS)
+def test_bytes_sent_is_exactly_what_the_steps_sent(name, compressed, size, cap):
+    steps = 3
+
+    def rank(comm):
+        model = mlp()
+        how = cases.algorithm(name, compressed)
+        opt = distributed(model, comm, how, bucket_cap_mb=cap)
+        fresh = opt.stats()
+        cases.train(opt, model, steps)
+        return fresh, opt.stats()
+
+    expected = steps * sum(sent_by(name, compressed, numel, size) for numel in NUMELS[cap])
+    messages = sum(payload_nbytes(numel, compressed) for numel in NUMELS[cap])
+    if name == "allreduce" and compressed == "none":
+        messages = 4 * 53  # no payload, and so no header
+    for fresh, after in on_ranks(size, rank):
+        assert fresh["bytes_sent"] == 0 == fresh["steps"]
+        assert after["bytes_sent"] == expected
+        assert after["steps"] == steps
+        assert after["parameters"] == 53
+        assert after["bits_per_parameter"] == pytest.approx(8 * messages / 53)
+        assert after["bytes_sent_startup"] == fresh["bytes_sent_startup"]
+        assert after["bytes_sent_averaging"] == 0
+
+
+@pytest.mark.parametrize("name, compressed", PAIRS)
+def test_start_up_and_averaging_are_reported_apart(name, compressed):
+    size = 3
+
+    def rank(comm):
+        model = mlp_with_batch_norm()
+        opt = distributed(model, comm, cases.algorithm(name, compressed))
+        cases.train(opt, model, steps=2)
+        seen = [opt.stats()]
+        for _ in range(2):
+            with opt.averaged():
+                pass
+            seen.append(opt.stats())
+        return seen, comm.bytes_sent
+
+    model = mlp_with_batch_norm()
+    broadcast = sum(t.nbytes for t in model.state_dict().values())
+    parameters = sum(p.numel() for p in model.parameters())
+    floating = [parameters, 1, 10]  # then the distance, and BatchNorm's statistics: float32
+    averaging = sum(2 * (size - 1) * 4 * numel // size for numel in floating)
+    for r, (seen, total) in enumerate(on_ranks(size, rank)):
+        assert len({s["bytes_sent"] for s in seen}) == 1 and seen[0]["bytes_sent"] > 0
+        assert [s["bytes_sent_startup"] for s in seen] == [broadcast if r == 0 else 0] * 3
+        counters = 8 if r == 0 else 0  # num_batches_tracked, from rank 0
+        expected = averaging + counters
+        assert [s["bytes_sent_averaging"] for s in seen] == [0, expected, 2 * expected]
+        assert total == sum(v for k, v in seen[-1].items() if k.startswith("bytes_sent"))
+
+
+def test_a_communicator_that_was_used_before_starts_at_zero():
+    """What another optimizer sent counts as this one's start-up at most, not as its steps."""
+
+    def rank(comm):
+        first = mlp()
+        cases.train(distributed(first, comm), first, steps=2)
+        second = mlp()
+        opt = distributed(second, comm)
+        loss_on(second, cases.shard(comm.rank, comm.size))
+        return opt.stats()["bytes_sent"]
+
+    assert on_ranks(2, rank) == [0, 0]
+
+
+def test_stats_has_no_other_figures():
+    def rank(comm):
+        return set(distributed(mlp(), comm).stats())
+
+    assert on_ranks(1, rank)[0] == {
+        "steps",
+        "parameters",
+        "bytes_sent",
+        "bytes_sent_startup",
+        "bytes_sent_averaging",
+        "bits_per_parameter",
+        "consensus_distance",
+    }
