@@ -36,9 +36,9 @@ class Header(NamedTuple):
 
 def as_array(vector: npt.NDArray[np.float32] | torch.Tensor) -> Any:
     """Return what the kernels take: a NumPy array for memory of the host, else the CUDA tensor."""
-    if isinstance(vector, torch.Tensor) and vector.device.type == "cpu":
-        return vector.detach().numpy()
-    return vector
+    if not isinstance(vector, torch.Tensor):
+        return vector
+    return vector.detach().numpy() if vector.device.type == "cpu" else vector.detach()
 
 
 def stream_of(array: Any) -> int:
@@ -82,7 +82,7 @@ class Wire:
     def landed(self, device_direct: bool) -> None:
         """Bring what was received to where the array lives."""
         if not isinstance(self.array, np.ndarray) and not device_direct:
-            self.array.copy_(self._mirror(), non_blocking=True)
+            self.array.copy_(self._mirror())  # blocking: MPI may write to the mirror again soon
 
 
 class Payload:

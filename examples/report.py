@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from types import TracebackType
@@ -56,7 +57,7 @@ class Progress:
 
 
 class Log:
-    """Scalars for TensorBoard and, at the end, curves.png; does nothing without a directory."""
+    """Scalars for TensorBoard and, at the end, curves.csv and curves.png; does nothing without a directory."""
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
@@ -82,10 +83,15 @@ class Log:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write the picture."""
+        """Write the curves."""
         if self._directory:
             self._writer.close()
             if self._rows:
+                path = os.path.join(self._directory, "curves.csv")
+                with open(path, "w", newline="") as file:
+                    writer = csv.writer(file)
+                    writer.writerow(("step", "bytes_sent", "train_loss", "test_accuracy"))
+                    writer.writerows(self._rows)
                 draw_curves(self._rows, os.path.join(self._directory, "curves.png"))
 
 

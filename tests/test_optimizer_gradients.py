@@ -148,6 +148,22 @@ def test_a_parameter_that_some_ranks_use_gets_the_mean_on_all():
         equal(after, results[0][1])
 
 
+@pytest.mark.xfail(strict=True, reason="p.grad is zeros on one rank and None on the other")
+def test_a_mean_of_zero_moves_a_parameter_on_all_ranks_or_on_none():
+    """Rank 0 uses b, with a gradient of zero: weight decay must not part the ranks."""
+
+    def rank(comm):
+        model = Branches()
+        inner = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.5)
+        opt = distributed(model, comm, inner=inner)
+        (model("a") + (0 * model("b") if comm.rank == 0 else 0)).backward()
+        opt.step()
+        return cases.parameters(model)
+
+    first, second = on_ranks(2, rank)
+    equal(first, second)
+
+
 def test_a_rank_that_uses_nothing_takes_part_in_step():
     """Its backward() ends without a hook having run; the others must not wait for it for ever."""
 

@@ -86,6 +86,46 @@ def test_lbfgs_calls_its_closure_many_times():
         close(after, cases.parameters(model), tolerance=1e-4)
 
 
+def test_a_closure_that_only_accumulates_is_averaged_before_the_step():
+    """Inside no_sync() no hook averages, so step() has to, after the closure and not before."""
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm)
+        closure = closure_for(model, opt, shard(comm.rank, SIZE))
+        with opt.no_sync():
+            opt.step(closure)
+        return cases.parameters(model)
+
+    model = mlp()
+    expected = cases.train_whole(torch.optim.SGD(model.parameters(), 0.1), model, SIZE, steps=1)
+    for result in on_ranks(SIZE, rank):
+        close(result, expected)
+
+
+@pytest.mark.xfail(strict=True, reason="only the first call of the closure in a step is averaged")
+def test_a_closure_may_set_gradients_by_hand():
+    """Without backward() no hook tells that there are new gradients; each call has some."""
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm, inner=lbfgs(model))
+
+        def closure():
+            loss = loss_on(model, shard(comm.rank, SIZE))
+            found = torch.autograd.grad(loss, list(model.parameters()))
+            for p, gradient in zip(model.parameters(), found, strict=True):
+                p.grad = gradient
+            return loss.detach()
+
+        opt.step(closure)
+        return cases.parameters(model)
+
+    results = on_ranks(SIZE, rank)
+    for result in results:
+        equal(result, results[0])
+
+
 @pytest.mark.parametrize("name", ("d-psgd", "ecd-psgd"))
 def test_gossip_takes_closures(name):
     def run(with_closure):

