@@ -118,5 +118,5 @@ def compile_cpu_kernels(q: Quantizer) -> None:
 
     exponential = q.levels == "exponential"
     cpu.encoder(q.bits, exponential, q.norm == "max")
-    cpu.decoder(q.bits, exponential, add=False)
-    cpu.decoder(q.bits, exponential, add=True)
+    for add in (False, True):
+        cpu.decoder(q.bits, exponential, add)
