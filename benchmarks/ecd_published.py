@@ -1,6 +1,6 @@
 """ECD-PSGD as published beside the default, epoch by epoch: the curves of docs/ecd-psgd.md.
 
-    python benchmarks/ecd_published.py [--ranks 8] [--epochs 20] [--svg docs/ecd-psgd.svg]
+python benchmarks/ecd_published.py [--ranks 8] [--epochs 20] [--svg docs/ecd-psgd.svg]
 """
 
 import argparse

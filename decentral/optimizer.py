@@ -15,7 +15,13 @@ from .averaging import average_of_model
 from .buckets import make_buckets
 from .communicators import Communicator, as_communicator
 from .compressors import NotFiniteError
-from .startup import broadcast_tensors, check_agreement, fingerprint, trained_parameters
+from .startup import (
+    broadcast_tensors,
+    check_agreement,
+    fingerprint,
+    say_how_device_buffers_travel,
+    trained_parameters,
+)
 
 
 class DistributedOptimizer(torch.optim.Optimizer):
@@ -72,6 +78,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         check_agreement(comm, fingerprint(options, model, trained))
         self._buckets = make_buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
+        say_how_device_buffers_travel(comm, model.parameters())
         comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
         algorithm.start(seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
         if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:

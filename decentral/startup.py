@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -81,6 +83,21 @@ def check_agreement(comm: Communicator, items: Iterable[tuple[str, Any]]) -> Non
                 f"ranks do not agree on {what}: {who} got {theirs}, rank 0 has {expected}; all "
                 "ranks must construct the same model, algorithm and options"
             )
+
+
+@functools.cache  # once per process
+def _say(message: str) -> None:
+    logging.getLogger("decentral").warning(message)
+
+
+def say_how_device_buffers_travel(comm: Communicator, tensors: Iterable[Tensor]) -> None:
+    """Say once, on rank 0, whether MPI gets device memory as it is or a copy in pinned memory."""
+    if comm.rank != 0 or comm.size == 1 or not any(t.is_cuda for t in tensors):
+        return
+    if comm.device_direct:
+        _say("decentral: hands device buffers to MPI, which says that it is CUDA-aware")
+    else:
+        _say("decentral: stages device buffers through pinned memory; this MPI is not CUDA-aware")
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

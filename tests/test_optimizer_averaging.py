@@ -5,7 +5,7 @@ import math
 import optimizer_cases as cases
 import pytest
 import torch
-from optimizer_cases import close, distributed, equal, loss_on, mlp, mlp_with_batch_norm, on_ranks
+from optimizer_cases import close, distributed, equal, mlp, mlp_with_batch_norm, on_ranks
 
 SIZES = (1, 2, 3, 4)
 PAIRS = cases.accepted_pairs()
@@ -202,18 +202,31 @@ def test_start_up_and_averaging_are_reported_apart(name, compressed):
         assert total == sum(v for k, v in seen[-1].items() if k.startswith("bytes_sent"))
 
 
-def test_a_communicator_that_was_used_before_starts_at_zero():
-    """What another optimizer sent counts as this one's start-up at most, not as its steps."""
+def test_two_optimizers_on_one_communicator_count_apart():
+    """As a generator and a discriminator have them: each reports what itself has sent."""
+    one, other = ("allreduce", "nuqsgd"), ("ecd-psgd", "qsgd")
 
-    def rank(comm):
-        first = mlp()
-        cases.train(distributed(first, comm), first, steps=2)
-        second = mlp()
-        opt = distributed(second, comm)
-        loss_on(second, cases.shard(comm.rank, comm.size))
-        return opt.stats()["bytes_sent"]
+    def run(*pairs):
+        def rank(comm):
+            both = []
+            for pair in pairs:
+                model = mlp_with_batch_norm()
+                both.append((model, distributed(model, comm, cases.algorithm(*pair))))
+            for step in range(3):
+                for model, opt in both:
+                    cases.train(opt, model, steps=1, first=step)
+            for _, opt in both:
+                with opt.averaged():
+                    pass
+            return [opt.stats() for _, opt in both], comm.bytes_sent
 
-    assert on_ranks(2, rank) == [0, 0]
+        return on_ranks(3, rank)
+
+    for (together, total), ([first], _), ([second], _) in zip(
+        run(one, other), run(one), run(other), strict=True
+    ):
+        assert together == [first, second]
+        assert total == sum(v for s in together for k, v in s.items() if k.startswith("bytes_"))
 
 
 def test_stats_has_no_other_figures():

@@ -13,6 +13,8 @@ from decentral import MismatchError, NotFiniteError
 from decentral.algorithms import DPSGD, ECDPSGD, AllReduce
 from decentral.communicators import run_local
 from decentral.compressors import NUQSGD
+from decentral.payload import FORMAT_VERSION
+from decentral.startup import check_agreement
 
 SIZE, ODD = 3, 1
 
@@ -170,22 +172,21 @@ def test_without_a_difference_nobody_complains():
     assert cases.messages(SIZE, start) == [None] * SIZE
 
 
-def test_another_version_is_a_mismatch():
-    """A machine with an older installation; one process has but one, so a rank is told to lie."""
+def test_another_version_is_a_mismatch(monkeypatch):
+    """A machine with an older installation; one process has but one, so a rank is made to lie."""
 
-    class Older(decentral.DistributedOptimizer):
-        def _fingerprint(self, seed, bucket_cap_mb):
-            (what, _), *rest = super()._fingerprint(seed, bucket_cap_mb)
-            return [(what, ("0.0.1", 1)), *rest]
+    def lying(comm, items):
+        (what, version), *rest = items
+        assert version == (decentral.__version__, FORMAT_VERSION)
+        lie = ("0.0.1", 1) if comm.rank == ODD else version
+        check_agreement(comm, [(what, lie), *rest])
 
-    def rank(comm):
-        kind = Older if comm.rank == ODD else decentral.DistributedOptimizer
-        model = mlp()
-        kind(torch.optim.SGD(model.parameters(), 0.1), model, AllReduce(), comm)
-
-    said = cases.messages(SIZE, rank)
+    monkeypatch.setattr("decentral.optimizer.check_agreement", lying)
+    said = cases.messages(SIZE, start)
     assert said == [said[0]] * SIZE
-    assert "the version of decentral: rank 1 got ('0.0.1', 1), rank 0 has" in said[0][1]
+    kind, text = said[0]
+    assert kind is MismatchError
+    assert "the version of decentral: rank 1 got ('0.0.1', 1), rank 0 has" in text
 
 
 def test_a_parameter_of_another_model():
@@ -197,7 +198,7 @@ def test_a_parameter_of_another_model():
 
     expected = (
         "expected every parameter of the optimizer to be one of the model's, but group 1 has one "
-        "of shape (7, 2) that is not; pass the module that holds all"
+        "of shape (7, 2) that is not; pass the module that holds them all"
     )
     assert cases.messages(2, rank) == [(ValueError, expected)] * 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import pickle
 import sys
@@ -21,8 +20,6 @@ from .probe import cuda_aware
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_log = logging.getLogger("decentral")
 
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
 _SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
