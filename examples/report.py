@@ -57,7 +57,7 @@ class Progress:
 
 
 class Log:
-    """Scalars for TensorBoard and, at the end, curves.csv and curves.png; does nothing without a directory."""
+    """Scalars for TensorBoard, then curves.csv and curves.png; nothing without a directory."""
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory

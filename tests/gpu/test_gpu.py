@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from decentral_kernels import Quantizer, accumulate, decode, encode, fold_key, reference
 
 import decentral
 from decentral.communicators import run_local
+from decentral_kernels import Quantizer, accumulate, decode, encode, fold_key, reference
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch"
