@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 _MAGIC = b"DCNT"
 _HEADER = struct.Struct("<4sHHIIQQ")
 HEADER_NBYTES = _HEADER.size
+MAX_BUCKET = 2**16 - 1
 
 
 class Header(NamedTuple):
@@ -39,6 +40,12 @@ def as_array(vector: npt.NDArray[np.float32] | torch.Tensor) -> Any:
     if not isinstance(vector, torch.Tensor):
         return vector
     return vector.detach().numpy() if vector.device.type == "cpu" else vector.detach()
+
+
+def as_tensor(array: Any) -> torch.Tensor:
+    """Return a tensor to read from, on the same memory, or a copy where NumPy says read-only."""
+    readonly = isinstance(array, np.ndarray) and not array.flags.writeable
+    return torch.as_tensor(array.copy() if readonly else array)
 
 
 def stream_of(array: Any) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from decentral_kernels.layout import MAX_NUMEL
 
-from ..payload import Payload, as_array
+from ..payload import MAX_BUCKET, Payload, as_array, as_tensor
 
 Key = tuple[int, int, int, int]  # seed, step, rank, bucket
 
@@ -26,10 +26,13 @@ class NotFiniteError(ValueError):
         super().__init__(message)
         self.index = index
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.index)
+
 
 def check_finite(x: Any, name: str) -> None:
     """Raise NotFiniteError if x, float32[d], holds NaN or inf."""
-    vector = torch.as_tensor(x)
+    vector = as_tensor(x)
     if torch.isfinite(vector.sum()):  # one pass; a sum may overflow without an inf, so look closer
         return
     wrong = torch.nonzero(~torch.isfinite(vector))
@@ -116,9 +119,14 @@ class Compressor(ABC):
 
         Raises:
             NotFiniteError: x holds NaN or inf, or (norm-based compressors) a norm of 2^126 or more.
-            TypeError, ValueError: x is not a float32 vector, or `out` has the wrong size.
+            TypeError, ValueError: x is not a float32 vector, `key` or `out` does not fit.
         """
         array = check_vector(x, f"{self.name}: x")
+        if len(key) != 4 or not 0 <= key[3] <= MAX_BUCKET:
+            raise ValueError(
+                f"{self.name}: key must be (seed, step, rank, bucket) with bucket 0..{MAX_BUCKET}, "
+                f"got {key}"
+            )
         if out is None:
             out = self.new_payload(len(x), like=x)
         elif out.body.shape[0] != self.body_nbytes(len(x)):
@@ -143,6 +151,8 @@ class Compressor(ABC):
 
     def _target(self, payload: Payload, out: Any) -> Any:
         array, numel = check_vector(out, f"{self.name}: out"), self._numel(payload)
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            raise ValueError(f"{self.name}: out must be writable, got a read-only array; copy it")
         if len(array) != numel:
             raise ValueError(f"{self.name}: out must have {numel} coordinates, got {len(array)}")
         return array

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 import decentral_kernels as kernels
 from decentral_kernels.layout import MAX_BITS, MAX_NUMEL, MIN_BITS
 
-from ..payload import Payload, stream_of
+from ..payload import Payload, as_tensor, stream_of
 from .base import Compressor, Key, NotFiniteError
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class FixedLevelCompressor(Compressor):
@@ -29,16 +33,15 @@ class FixedLevelCompressor(Compressor):
     levels: ClassVar[str]
 
     def __init__(self, bits: int = 4, block_size: int = 8192) -> None:
-        if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        if not (_is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"{self.name}: bits must be {MIN_BITS}..{MAX_BITS}, got {bits!r}")
-        if not isinstance(block_size, int) or not 1 <= block_size <= MAX_NUMEL:
+        if not (_is_whole(block_size) and 1 <= block_size <= MAX_NUMEL):
             raise ValueError(
                 f"{self.name}: block_size must be an integer from 1 to {MAX_NUMEL}, "
                 f"got {block_size!r}; the papers use 8192"
             )
-        self.bits = bits
-        self.block_size = block_size
-        self._quantizer = kernels.Quantizer(bits, block_size, self.norm, self.levels)
+        self.bits, self.block_size = int(bits), int(block_size)
+        self._quantizer = kernels.Quantizer(self.bits, self.block_size, self.norm, self.levels)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(bits={self.bits}, block_size={self.block_size})"
@@ -66,8 +69,8 @@ class FixedLevelCompressor(Compressor):
 
     def _not_finite(self, x: Any, block: int) -> NotFiniteError:
         start = block * self.block_size
-        part = torch.as_tensor(x[start : start + self.block_size])
-        wrong = torch.nonzero(~torch.isfinite(part))
+        part = as_tensor(x[start : start + self.block_size])
+        wrong = (~part.isfinite()).nonzero()
         if len(wrong):
             index = start + int(wrong[0])
             return NotFiniteError(

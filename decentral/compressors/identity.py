@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..payload import Payload
+from ..payload import Payload, as_tensor
 from .base import Compressor, Key, check_finite
 
 
@@ -35,4 +35,4 @@ class Identity(Compressor):
         out[:] = self._values(payload)
 
     def _accumulate(self, payload: Payload, out: Any, weight: float) -> None:
-        torch.as_tensor(out).add_(torch.as_tensor(self._values(payload)), alpha=weight)
+        torch.as_tensor(out).add_(as_tensor(self._values(payload)), alpha=weight)

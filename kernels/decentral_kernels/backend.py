@@ -6,6 +6,7 @@ one-dimensional and contiguous; the caller has checked sizes and dtypes, nothing
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -41,6 +42,10 @@ def get_num_threads() -> int:
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="decentral-kernel")
+
+
+# A forked child (a DataLoader worker) has none of its parent's threads and would wait for them.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _share(run: Callable[[int, int], Any], numel: int) -> list[Any]:

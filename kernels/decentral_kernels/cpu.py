@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from .layout import (
     SCALE_LIMIT,
     SCALE_MIN,
+    STAMP,
     SUM_MAX,
     SUM_MIN,
     UNIT,
@@ -127,6 +128,7 @@ def _unpack_rest(packed, bits, codes):
 def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
     """Return the kernel that writes scales and packed codes of a range of units."""
     lanes, planes = lanes_and_planes(bits)
+    stamp = STAMP
     s = (1 << (bits - 1)) - (2 if exponential else 1)
     factor = f32(2.0**s) if exponential else f32(s << DRAW_BITS)
     word_type = u32 if planes * 8 <= 32 else np.uint64
@@ -161,6 +163,8 @@ def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
                 return f32(0)
             return scale if scale < f32(SCALE_LIMIT) else f32(np.nan)
 
+        if stamp < 0:  # never; see STAMP
+            return -1
         codes = np.empty(UNIT, u8)
         sums, wide_sums = np.empty(width, f32), np.empty(width, np.float64)
         inverse = f32(0)
@@ -199,6 +203,7 @@ def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
 def decoder(bits: int, exponential: bool, add: bool) -> Callable[..., None]:
     """Return the kernel that writes, or adds, weight * (decoded values) of a range of units."""
     lanes, planes = lanes_and_planes(bits)
+    stamp = STAMP
     s = (1 << (bits - 1)) - (2 if exponential else 1)
     word_type = u32 if planes * 8 <= 32 else np.uint64
     code_mask, level_mask = word_type((1 << bits) - 1), u32((1 << (bits - 1)) - 1)
@@ -232,6 +237,8 @@ def decoder(bits: int, exponential: bool, add: bool) -> Callable[..., None]:
                 else:
                     out[j] = f32(step * signed)
 
+        if stamp < 0:  # never; see STAMP
+            return
         codes = np.empty(UNIT, u8)
         for unit in range(first, last):
             low, high = unit * UNIT, min((unit + 1) * UNIT, out.size)
