@@ -206,3 +206,35 @@ def test_every_pair_learns(name, compressed):
     losses = on_ranks(size, rank)
     assert losses == [losses[0]] * size
     assert losses[0] < 0.6 * before
+
+
+@pytest.mark.parametrize("name, compressed", cases.accepted_pairs())
+def test_one_exchange_per_tag_is_under_way(name, compressed):
+    """What communicators ask for; gossip leaves those of all buckets under way between steps."""
+
+    def watch(comm):
+        under_way, used, exchange = set(), set(), comm.exchange
+
+        def watched(send, receive, tag):
+            assert tag not in under_way and 0 <= tag <= 32767
+            under_way.add(tag)
+            used.add(tag)
+            pending = exchange(send, receive, tag)
+            wait = pending.wait
+            pending.wait = lambda: (wait(), under_way.discard(tag))
+            return pending
+
+        comm.exchange = watched
+        return used
+
+    def rank(comm):
+        used = watch(comm)
+        model = mlp()
+        how = cases.algorithm(name, compressed)
+        opt = distributed(model, comm, how, bucket_cap_mb=cases.TINY_MB)
+        train(opt, model, steps=3)
+        return len(used)
+
+    # two per bucket, since a neighbor may be a step ahead; the plain all-reduce exchanges nothing
+    expected = 0 if (name, compressed) == ("allreduce", "none") else 2 * len(cases.BUCKETS)
+    assert on_ranks(3, rank) == [expected] * 3
