@@ -1,4 +1,4 @@
-"""The average of all ranks' models: what is evaluated and exported."""
+"""Averages over ranks: which gradients have one, and the model that is evaluated."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def _average_buffers(comm: Communicator, model: nn.Module) -> None:
         for buffer, part in zip(floating, parts, strict=True):
             buffer.copy_(part.view(buffer.shape))
     broadcast_tensors(comm, [b for b in buffers if not b.is_floating_point()])
+
+
+def used_by_some_rank(
+    comm: Communicator, pairs: list[tuple[nn.Parameter, Tensor]]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Drop (parameter, mean gradient) pairs of which no rank has a gradient.
+
+    Momentum and weight decay must not move those. A mean of zero does not tell whether somebody
+    used the parameter; but it is zero on all ranks alike, so all of them ask, in most steps none.
+    """
+    silent = [p for p, mean in pairs if not mean.reshape(-1)[:1].any() and not mean.any()]
+    if not silent:
+        return pairs
+    users = torch.tensor([float(p.grad is not None) for p in silent])
+    comm.all_reduce(users).wait()
+    unused = {id(p) for p, count in zip(silent, users.tolist(), strict=True) if count == 0}
+    return [(p, mean) for p, mean in pairs if id(p) not in unused]
 
 
 @contextmanager

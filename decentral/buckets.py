@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+MAX_BUCKETS = 2**14  # two MPI tags each, of which there are at least 2^15
+
 
 class Bucket:
     """Some parameters, and where each of them lies in the flat vector, float32[numel]."""
@@ -31,10 +33,19 @@ class Bucket:
         ]
 
     def gather(self, tensors: Iterable[Tensor | None], flat: Tensor) -> Tensor:
-        """Copy tensors of the parameters' shapes into the flat vector; None counts as zeros."""
+        """Copy tensors of the parameters' shapes into the flat vector; None counts as zeros.
+
+        Raises:
+            ValueError: a tensor is sparse.
+        """
         for view, tensor in zip(self.views(flat), tensors, strict=True):
             if tensor is None:
                 view.zero_()
+            elif tensor.is_sparse:
+                raise ValueError(
+                    "sparse gradients cannot travel, expected dense ones; construct the embedding "
+                    "with sparse=False"
+                )
             else:
                 view.copy_(tensor.detach())
         return flat
@@ -57,7 +68,7 @@ def make_buckets(named: Iterable[tuple[str, torch.nn.Parameter]], cap_mb: float)
     that is larger than the cap has a bucket of its own.
 
     Raises:
-        ValueError: cap_mb is not positive.
+        ValueError: cap_mb is not positive, or makes too many buckets.
     """
     if not cap_mb > 0:
         raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; PyTorch's DDP uses 25")
@@ -71,4 +82,9 @@ def make_buckets(named: Iterable[tuple[str, torch.nn.Parameter]], cap_mb: float)
             filled = 0
         groups[-1].append((name, p))
         filled += p.numel()
+    if len(groups) > MAX_BUCKETS:
+        raise ValueError(
+            f"bucket_cap_mb={cap_mb} cuts the model into {len(groups)} buckets, but at most "
+            f"{MAX_BUCKETS} are possible; make it larger"
+        )
     return [Bucket(group) for group in groups]

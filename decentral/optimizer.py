@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
-from .averaging import average_of_model
+from .averaging import average_of_model, used_by_some_rank
 from .buckets import make_buckets
 from .communicators import Communicator, as_communicator
 from .compressors import NotFiniteError
 from .startup import (
     broadcast_tensors,
     check_agreement,
+    check_state,
     fingerprint,
+    hyperparameters,
     say_how_device_buffers_travel,
     trained_parameters,
 )
@@ -29,9 +31,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
     are broadcast. It is a torch Optimizer that shares param_groups and state with the one it wraps:
-    schedulers, GradScaler, closures and hooks take it. With a gradient algorithm, gradients are
-    averaged when backward() ends, so clip_grad_norm_ sees the averaged ones; with gossip they stay
-    local, and step() mixes the parameters.
+    schedulers, closures and hooks take it (and GradScaler, while nothing overflows). With a
+    gradient algorithm, gradients are averaged when backward() ends, so clip_grad_norm_ sees the
+    averaged ones; with gossip they stay local, and step() mixes the parameters.
 
     Args:
         optimizer: over parameters of `model`.
@@ -63,24 +65,28 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._model = model
         self._algorithm = algorithm
         self._comm = as_communicator(comm)
-        self._steps = 0
+        self._steps, self._seed = 0, seed
         self._sync, self._averaged, self._queued = True, False, False
         self._consensus_distance = 0.0
         self._bytes = {"steps": 0, "startup": 0, "averaging": 0}
         with self._counting("startup"):
-            self._start(seed, bucket_cap_mb)
+            self._start(bucket_cap_mb)
 
-    def _start(self, seed: int, bucket_cap_mb: float) -> None:
+    def _start(self, bucket_cap_mb: float) -> None:
         comm, algorithm = self._comm, self._algorithm
         algorithm.join(comm)
         model, trained = self._model, trained_parameters(self.optimizer, self._model)
-        options = {"the algorithm": algorithm, "seed and bucket_cap_mb": (seed, bucket_cap_mb)}
+        options = {
+            "the algorithm": algorithm,
+            "seed and bucket_cap_mb": (self._seed, bucket_cap_mb),
+            "the optimizer": hyperparameters(self.optimizer),
+        }
         check_agreement(comm, fingerprint(options, model, trained))
         self._buckets = make_buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
         comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
-        algorithm.start(seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
+        algorithm.start(self._seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
         if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
             for p in self._parameters():
                 p.register_post_accumulate_grad_hook(self._gradient_ready)
@@ -115,6 +121,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
+        self._averaged = self._queued = False
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,34 +130,34 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Tensors, numbers and strings only, so that torch.load(weights_only=True) reads it.
         """
         ours = {
-            "algorithm": repr(self._algorithm),
-            "rank": self._comm.rank,
-            "size": self._comm.size,
+            **self._identity(),
             "steps": self._steps,
             "state": self._algorithm.state_dict(),
         }
         return {**self.optimizer.state_dict(), "decentral": ours}
 
+    def _identity(self) -> dict[str, Any]:
+        """Return what the run that loads a state must have in common with the one that saved it."""
+        return {
+            "algorithm": repr(self._algorithm),
+            "rank": self._comm.rank,
+            "size": self._comm.size,
+            "seed": self._seed,
+            "buckets": [b.numel for b in self._buckets],
+        }
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what state_dict() returned on this rank; load the model's parameters apart.
 
+        All ranks must call it.
+
         Raises:
+            MismatchError: the ranks' are of different steps.
             ValueError: it is a plain optimizer's, or of another algorithm, rank or size.
         """
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
-        if ours is None:
-            raise ValueError(
-                'state_dict has no entry "decentral": expected one of DistributedOptimizer\'s. '
-                "Load a plain optimizer's into the optimizer before wrapping it"
-            )
-        expected = (repr(self._algorithm), self._comm.rank, self._comm.size)
-        got = (ours["algorithm"], ours["rank"], ours["size"])
-        if got != expected:
-            raise ValueError(
-                f"state_dict is of (algorithm, rank, size) = {got}, expected {expected}; resume "
-                "with the same algorithm and number of ranks, each from its own file"
-            )
+        check_state(self._comm, ours, self._identity())
         self.optimizer.load_state_dict(theirs)
         self._algorithm.load_state_dict(ours["state"])
         self._steps = ours["steps"]
@@ -179,15 +186,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
         algorithm = self._algorithm
         if not isinstance(algorithm, GradientAlgorithm) or self._averaged or self._comm.size == 1:
             return
+        pairs: list[tuple[nn.Parameter, Tensor]] = []
         for b, bucket in enumerate(self._buckets):
             g = bucket.gather((p.grad for p in bucket.parameters), bucket.empty())
             with self._exchanging(b):
                 algorithm.average(b, g, self._steps + 1)
-            for p, mean in zip(bucket.parameters, bucket.views(g), strict=True):
-                if p.grad is not None:
-                    p.grad.copy_(mean)
-                elif mean.any():  # unused here, but not on another rank
-                    p.grad = mean.to(p.dtype, copy=True)
+            pairs += zip(bucket.parameters, bucket.views(g), strict=True)
+        with self._counting("steps"):
+            used = used_by_some_rank(self._comm, pairs)
+        for p, mean in used:
+            if p.grad is None:
+                p.grad = mean.to(p.dtype, copy=True)
+            else:
+                p.grad.copy_(mean)
         self._averaged = True
 
     @torch.no_grad()
@@ -212,6 +223,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return self.optimizer.step()
 
         def averaging_closure() -> Any:
+            self._averaged = False
             with torch.enable_grad():
                 loss = closure()
             self._average_gradients()
@@ -281,6 +293,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "bytes_sent": self._bytes["steps"],
             "bytes_sent_startup": self._bytes["startup"],
             "bytes_sent_averaging": self._bytes["averaging"],
-            "bits_per_parameter": 8 * message / numel,
+            "bits_per_parameter": 8 * message / max(1, numel),
             "consensus_distance": self._consensus_distance,
         }

@@ -47,6 +47,12 @@ def trained_parameters(
     return trained
 
 
+def hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[str, list[dict[str, Any]]]:
+    """Return the optimizer's class and its groups' options: unequal ones part equal replicas."""
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return type(optimizer).__name__, groups
+
+
 def fingerprint(
     options: dict[str, Any], model: nn.Module, trained: Iterable[tuple[str, nn.Parameter]]
 ) -> Iterator[tuple[str, Any]]:
@@ -83,6 +89,33 @@ def check_agreement(comm: Communicator, items: Iterable[tuple[str, Any]]) -> Non
                 f"ranks do not agree on {what}: {who} got {theirs}, rank 0 has {expected}; all "
                 "ranks must construct the same model, algorithm and options"
             )
+
+
+def check_state(comm: Communicator, state: dict[str, Any] | None, identity: dict[str, Any]) -> None:
+    """Compare what a saved state says of the run that saved it with this run, on all ranks.
+
+    Raises:
+        ValueError: on every rank, if it is a plain optimizer's, or of another algorithm, rank,
+            size, seed or buckets on one of them.
+        MismatchError: the ranks' are of different steps.
+    """
+    if state is None:
+        raise ValueError(
+            'state_dict has no entry "decentral": expected one of DistributedOptimizer\'s. '
+            "Load a plain optimizer's into the optimizer before wrapping it"
+        )
+    wrong = (
+        f"state_dict: {what} is {state[what]}, expected {expected}"
+        for what, expected in identity.items()
+        if state[what] != expected
+    )
+    for rank, problem in enumerate(comm.all_gather_object(next(wrong, ""))):
+        if problem:
+            raise ValueError(
+                f"rank {rank}: {problem}; resume with the same model, options and number of ranks, "
+                "each from its own file"
+            )
+    check_agreement(comm, [("the step to resume from", state["steps"])])
 
 
 @functools.cache  # once per process

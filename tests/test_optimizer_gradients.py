@@ -148,7 +148,6 @@ def test_a_parameter_that_some_ranks_use_gets_the_mean_on_all():
         equal(after, results[0][1])
 
 
-@pytest.mark.xfail(strict=True, reason="p.grad is zeros on one rank and None on the other")
 def test_a_mean_of_zero_moves_a_parameter_on_all_ranks_or_on_none():
     """Rank 0 uses b, with a gradient of zero: weight decay must not part the ranks."""
 

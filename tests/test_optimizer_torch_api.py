@@ -103,7 +103,6 @@ def test_a_closure_that_only_accumulates_is_averaged_before_the_step():
         close(result, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="only the first call of the closure in a step is averaged")
 def test_a_closure_may_set_gradients_by_hand():
     """Without backward() no hook tells that there are new gradients; each call has some."""
 

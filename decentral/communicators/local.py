@@ -55,7 +55,8 @@ class _Receipt:
 
     def wait(self) -> None:
         """Return when every message is here."""
-        for source, payload in self._receive.items():
+        receive, self._receive = self._receive, {}  # a second wait finds nothing to do
+        for source, payload in receive.items():
             payload.wire.incoming(False)[:] = self._comm._take(source, self._tag)
             payload.wire.landed(False)
 
@@ -121,11 +122,15 @@ class LocalCommunicator(Communicator):
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """See Communicator.all_gather_object; values are copied instead of pickled."""
-        return self._all_gather(copy.deepcopy(value))
+        return copy.deepcopy(self._all_gather(copy.deepcopy(value)))
 
     def barrier(self) -> None:
         """See Communicator.barrier."""
-        self._group.barrier.wait(self._group.timeout)
+        try:
+            self._group.barrier.wait(self._group.timeout)
+        except threading.BrokenBarrierError:
+            why = "another failed" if self._group.failed.is_set() else "not all ranks came in time"
+            raise threading.BrokenBarrierError(f"rank {self.rank}: barrier: {why}") from None
 
 
 def run_local(
