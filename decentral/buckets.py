@@ -16,7 +16,8 @@ class Bucket:
     def __init__(self, named: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
-        self.ends = torch.tensor([p.numel() for p in self.parameters]).cumsum(0).tolist()
+        self.numels = [p.numel() for p in self.parameters]
+        self.ends = torch.tensor(self.numels).cumsum(0).tolist()
         self.numel: int = self.ends[-1]
 
     def empty(self) -> Tensor:

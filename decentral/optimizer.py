@@ -21,6 +21,7 @@ from .startup import (
     check_state,
     fingerprint,
     hyperparameters,
+    learning_rates,
     say_how_device_buffers_travel,
     trained_parameters,
 )
@@ -86,7 +87,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
         comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
-        algorithm.start(self._seed, [b.gather(b.parameters, b.empty()) for b in self._buckets])
+        vectors = [b.gather(b.parameters, b.empty()) for b in self._buckets]
+        algorithm.start(self._seed, vectors, [b.numels for b in self._buckets])
         if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
             for p in self._parameters():
                 p.register_post_accumulate_grad_hook(self._gradient_ready)
@@ -187,6 +189,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if not isinstance(algorithm, GradientAlgorithm) or self._averaged or self._comm.size == 1:
             return
         pairs: list[tuple[nn.Parameter, Tensor]] = []
+        algorithm.begin_step(self._steps + 1, learning_rates(self.optimizer, self._buckets))
         for b, bucket in enumerate(self._buckets):
             g = bucket.gather((p.grad for p in bucket.parameters), bucket.empty())
             with self._exchanging(b):
@@ -282,11 +285,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Return figures of this rank; needs no other rank.
 
         steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
-        bytes_sent_averaging apart; bits_per_parameter of one message; consensus_distance,
-        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start.
+        bytes_sent_averaging apart; bits_per_parameter of the last message; consensus_distance,
+        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start; and
+        what the compressor counts (intsgd: clipped, largest_integer).
         """
         numel = sum(b.numel for b in self._buckets)
-        message = sum(self._algorithm.message_nbytes(b.numel) for b in self._buckets)
+        message = sum(self._algorithm.message_nbytes(b) for b in range(len(self._buckets)))
         return {
             "steps": self._steps,
             "parameters": numel,
@@ -295,4 +299,5 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "bytes_sent_averaging": self._bytes["averaging"],
             "bits_per_parameter": 8 * message / max(1, numel),
             "consensus_distance": self._consensus_distance,
+            **self._algorithm.stats(),
         }

@@ -71,14 +71,19 @@ class Wire:
             self._pinned = torch.empty_like(self.array, device="cpu", pin_memory=True)
         return self._pinned
 
-    def outgoing(self, device_direct: bool) -> Any:
-        """Return the buffer to send; its contents are complete and stay valid while it is held."""
-        if isinstance(self.array, np.ndarray):
-            return self.array
-        if not device_direct:
-            self._mirror().copy_(self.array, non_blocking=True)
-        torch.cuda.current_stream(self.array.device).synchronize()
-        return self.array if device_direct else self._mirror().numpy()
+    def outgoing(self, device_direct: bool, nbytes: int | None = None) -> Any:
+        """Return the buffer to send, or its first `nbytes` bytes if it is one of bytes.
+
+        Its contents are complete and stay valid while it is held.
+        """
+        part = self.array[:nbytes]
+        if isinstance(part, np.ndarray):
+            return part
+        mirror = None if device_direct else self._mirror()[:nbytes]
+        if mirror is not None:
+            mirror.copy_(part, non_blocking=True)
+        torch.cuda.current_stream(part.device).synchronize()
+        return part if mirror is None else mirror.numpy()
 
     def incoming(self, device_direct: bool) -> Any:
         """Return the buffer to receive into; `landed` must follow."""
@@ -93,11 +98,15 @@ class Wire:
 
 
 class Payload:
-    """A message that owns its buffer, uint8[32 + body]; `nbytes` is what travels."""
+    """A message that owns its buffer, uint8[32 + body].
+
+    `nbytes` is what travels; where the length varies, the memory behind it is `capacity`.
+    """
 
     def __init__(self, buffer: Any) -> None:
-        self.buffer = buffer
+        self._memory = buffer
         self.wire = Wire(buffer)
+        self.capacity = self.nbytes = int(buffer.nbytes)
 
     @classmethod
     def empty(cls, body_nbytes: int, like: Any = None) -> Payload:
@@ -108,14 +117,29 @@ class Payload:
         return cls(np.zeros(nbytes, np.uint8))
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that travel, header included."""
-        return int(self.buffer.nbytes)
+    def buffer(self) -> Any:
+        """What travels, uint8[nbytes]: a NumPy array or a torch tensor."""
+        return self._memory[: self.nbytes]
 
     @property
     def body(self) -> Any:
         """What follows the header, as a view: NumPy uint8 on the host, a tensor on a GPU."""
-        return self.wire.array[HEADER_NBYTES:]
+        return self.wire.array[HEADER_NBYTES : self.nbytes]
+
+    def resize(self, nbytes: int) -> None:
+        """Say how many bytes of the memory are the message.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        if not 0 <= nbytes <= self.capacity:
+            raise ValueError(f"payload: {nbytes} bytes do not fit its {self.capacity}")
+        self.nbytes = nbytes
+
+    def landed(self, device_direct: bool, nbytes: int) -> None:
+        """Take over a message of so many bytes that was received into `wire`."""
+        self.wire.landed(device_direct)
+        self.resize(nbytes)
 
     def section(self, start: int, nbytes: int, dtype: Any) -> Any:
         """Return bytes start..start+nbytes of the body as a view of a NumPy dtype."""

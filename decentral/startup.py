@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
+from .buckets import Bucket
 from .communicators.base import Communicator
 from .payload import FORMAT_VERSION
 
@@ -51,6 +52,15 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[str, list[dict[st
     """Return the optimizer's class and its groups' options: unequal ones part equal replicas."""
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     return type(optimizer).__name__, groups
+
+
+def learning_rates(
+    optimizer: torch.optim.Optimizer, buckets: Iterable[Bucket]
+) -> list[list[float]]:
+    """Return the learning rate of every tensor, by bucket; 1 where an optimizer has none."""
+    groups = optimizer.param_groups
+    rates = {id(p): float(g.get("lr", 1.0)) for g in groups for p in g["params"]}
+    return [[rates[id(p)] for p in bucket.parameters] for bucket in buckets]
 
 
 def fingerprint(

@@ -36,8 +36,10 @@ def parse_args() -> argparse.Namespace:
     add("--rows", type=int, help="of the torus; by default the most square one")
     add("--columns", type=int, help="of the torus")
     add("--compressor", default="nuqsgd", help=", ".join(decentral.compressors.available()))
-    add("--bits", type=int, default=4, help="per coordinate, the sign included")
-    add("--block-size", type=int, default=8192, help="coordinates that share a norm")
+    add("--bits", type=int, help="per coordinate; by default the compressor's, 4 for nuqsgd")
+    add("--block-size", type=int, help="coordinates that share a scale; 8192 for nuqsgd")
+    add("--coding", help="fixed, elias, huffman; of qsgd, qsgdinf, nuqsgd, terngrad")
+    add("--rounding", help="random, deterministic; of intsgd and heuristic-intsgd")
     add("--dataset", default="digits", help=", ".join(datasets.DATASETS))
     add("--data-dir", default="data", help="where cifar10 or the image folders lie")
     add("--model", default="resnet20", help=", ".join(resnet.MODELS))
@@ -56,11 +58,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_algorithm(args: argparse.Namespace) -> decentral.algorithms.Algorithm:
-    options = {"bits": args.bits, "block_size": args.block_size}
-    known = decentral.compressors.options_of(args.compressor)
-    compressor = decentral.compressors.from_name(
-        args.compressor, **{k: v for k, v in options.items() if k in known}
-    )
+    names = ("bits", "block_size", "coding", "rounding")
+    given = {k: v for k in names if (v := getattr(args, k)) is not None}
+    # A job script may set bits and block size whatever the compressor; some have none.
+    known = {*decentral.compressors.options_of(args.compressor), "coding", "rounding"}
+    options = {k: v for k, v in given.items() if k in known}
+    compressor = decentral.compressors.from_name(args.compressor, **options)
     shape = {k: v for k in ("rows", "columns") if (v := getattr(args, k)) is not None}
     decentral_topologies.options_of(args.topology)  # an unknown name is said before MPI starts
 
@@ -83,7 +86,7 @@ class Training:
     """One run on one rank: everything that a mistake in flags or data can break is in __init__."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        algorithm = make_algorithm(args)
+        self.algorithm = make_algorithm(args)
         if args.epochs < 1 or args.batch_size < 2:
             raise ValueError("expected --epochs of at least 1 and --batch-size of at least 2")
         if args.resume and not args.checkpoint_dir:
@@ -99,7 +102,9 @@ class Training:
         sgd = torch.optim.SGD(
             self.model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
-        self.opt = decentral.DistributedOptimizer(sgd, self.model, algorithm, comm, seed=args.seed)
+        self.opt = decentral.DistributedOptimizer(
+            sgd, self.model, self.algorithm, comm, seed=args.seed
+        )
         self.shard = datasets.ShardSampler(comm.rank, comm.size, len(self.data.train), args.seed)
         self.steps_per_epoch = datasets.batch_count(len(self.shard), args.batch_size)
         if self.steps_per_epoch < 1:
@@ -179,13 +184,13 @@ class Training:
 
     def _results(self, loss: float | None, accuracy: float, wall_s: float) -> dict[str, Any]:
         args, stats = self.args, self.opt.stats()
-        has_bits = "bits" in decentral.compressors.options_of(args.compressor)
+        compressor = self.algorithm.compressor
         return {
             "algorithm": args.algorithm + (" (published)" if args.published else ""),
             "topology": args.topology,
             "compressor": args.compressor,
-            "bits": args.bits if has_bits else None,
-            "block_size": args.block_size if has_bits else None,
+            "bits": getattr(compressor, "bits", None),
+            "block_size": getattr(compressor, "block_size", None),
             "world_size": self.comm.size,
             "parameters": stats["parameters"],
             "steps": stats["steps"],
@@ -195,6 +200,7 @@ class Training:
             "bits_per_parameter": stats["bits_per_parameter"],
             "consensus_distance": stats["consensus_distance"],
             "wall_s": wall_s,
+            **{k: stats[k] for k in ("clipped", "largest_integer") if k in stats},
         }
 
 

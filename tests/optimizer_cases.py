@@ -63,6 +63,16 @@ def algorithm(name="allreduce", compressed="none", topology="ring"):
     return decentral.algorithms.from_name(name, topology, compressor(compressed))
 
 
+def averages_gradients(name):
+    """Return whether all ranks have the same parameters with the algorithm of that name."""
+    return isinstance(algorithm(name), decentral.algorithms.GradientAlgorithm)
+
+
+def is_added(name, compressed):
+    """Return whether MPI adds what is sent: no payload, and so no header."""
+    return averages_gradients(name) and compressed in ("none", "intsgd", "heuristic-intsgd")
+
+
 def accepted_pairs():
     """Return every (algorithm, compressor) by name, less what the algorithm refuses."""
     pairs = []

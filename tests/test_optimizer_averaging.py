@@ -128,17 +128,29 @@ BLOCK, BITS = 8, 4  # of cases.compressor(), and the compressors' default
 NUMELS = {25.0: [53], cases.TINY_MB: [3, 15, 5, 30]}  # of mlp()'s buckets
 
 
+BODIES = {
+    "none": lambda n: 4 * n,
+    "terngrad": lambda n: 4 * math.ceil(n / BLOCK) + math.ceil(n * 2 / 8),
+    "natural": lambda n: math.ceil(n * 9 / 8),
+    "ef-signsgd": lambda n: 8 * math.ceil(n / BLOCK) + math.ceil(n / 8),
+    "intsgd": lambda n: 4 + n,
+    "heuristic-intsgd": lambda n: 4 + n,
+}
+
+
 def payload_nbytes(numel, compressed):
     """Header, then float32, or a scale per block and the codes: by the format, not by the code."""
-    if compressed == "none":
-        return 32 + 4 * numel
+    if compressed in BODIES:
+        return 32 + BODIES[compressed](numel)
     return 32 + 4 * math.ceil(numel / BLOCK) + math.ceil(numel * BITS / 8)
 
 
-def sent_by(name, compressed, numel, size):
+def sent_by(name, compressed, numel, size, step):
     """Return the bytes that one rank sends for one bucket in one step."""
-    if name == "allreduce" and compressed == "none":
-        return 2 * (size - 1) * 4 * numel // size
+    if cases.is_added(name, compressed):
+        exact = compressed == "none" or (compressed == "intsgd" and step == 1)
+        maximum = 2 * (size - 1) * 4 // size if compressed == "heuristic-intsgd" else 0
+        return 2 * (size - 1) * (4 if exact else 1) * numel // size + maximum
     if name == "allreduce":
         return (size - 1) * payload_nbytes(numel, compressed)
     neighbors = min(2, size - 1)  # on the ring
@@ -159,10 +171,14 @@ def test_bytes_sent_is_exactly_what_the_steps_sent(name, compressed, size, cap):
         cases.train(opt, model, steps)
         return fresh, opt.stats()
 
-    expected = steps * sum(sent_by(name, compressed, numel, size) for numel in NUMELS[cap])
+    expected = sum(
+        sent_by(name, compressed, numel, size, step)
+        for numel in NUMELS[cap]
+        for step in range(1, steps + 1)
+    )
     messages = sum(payload_nbytes(numel, compressed) for numel in NUMELS[cap])
-    if name == "allreduce" and compressed == "none":
-        messages = 4 * 53  # no payload, and so no header
+    if cases.is_added(name, compressed):
+        messages = 53 * (4 if compressed == "none" else 1)
     for fresh, after in on_ranks(size, rank):
         assert fresh["bytes_sent"] == 0 == fresh["steps"]
         assert after["bytes_sent"] == expected

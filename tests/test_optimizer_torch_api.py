@@ -219,7 +219,8 @@ def test_grad_scaler_round(name):
 
     for r, (norm, scale, after) in enumerate(on_ranks(SIZE, rank)):
         model = mlp()
-        data = cases.batch(SIZE) if name == "allreduce" else shard(r, SIZE)  # gossip's first step
+        whole = cases.averages_gradients(name)  # else gossip, whose first step is a local one
+        data = cases.batch(SIZE) if whole else shard(r, SIZE)
         inner = torch.optim.SGD(model.parameters(), 0.1)
         expected = step(model, inner, data)
         assert norm == pytest.approx(expected[0], rel=1e-4) and norm > 0.05

@@ -10,8 +10,9 @@ from .all_reduce import AllReduce
 from .base import Algorithm, GossipAlgorithm, GradientAlgorithm, TopologyLike
 from .d_psgd import DPSGD
 from .ecd_psgd import ECDPSGD
+from .int_diana import IntDIANA
 
-_REGISTRY: Registry[Algorithm] = Registry("algorithm", AllReduce, DPSGD, ECDPSGD)
+_REGISTRY: Registry[Algorithm] = Registry("algorithm", AllReduce, IntDIANA, DPSGD, ECDPSGD)
 
 
 def available() -> tuple[str, ...]:
@@ -54,6 +55,7 @@ __all__ = [
     "AllReduce",
     "GossipAlgorithm",
     "GradientAlgorithm",
+    "IntDIANA",
     "available",
     "from_name",
     "options_of",

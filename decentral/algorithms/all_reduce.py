@@ -9,10 +9,17 @@ via Nonuniform Quantization", JMLR 22 (2021), arXiv:2104.13818:
 One rounding per message, and traffic that grows with n. Without a compressor it is the float32
 all-reduce, which the paper calls SuperSGD. The step on x is the wrapped optimizer's, so momentum
 and weight decay come after the mean.
+
+A compressor whose messages may be added (IntSGD) goes through the integer all-reduce instead:
+algorithm 1 of Mishchenko et al., "IntSGD", ICLR 2022, which decentral/compressors/intsgd.py quotes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..compressors.base import check_finite
@@ -20,18 +27,47 @@ from .base import GradientAlgorithm
 
 
 class AllReduce(GradientAlgorithm):
-    """Average gradients over all ranks; with a compressor by an all-gather of encoded gradients."""
+    """Average gradients over all ranks.
+
+    Float32 and integers by an all-reduce, other messages by an all-gather.
+    """
 
     name = "allreduce"
 
+    def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
+        self._numels = [len(v) for v in vectors]
+        if self.compressor.summable:
+            self._integers.attach(self.comm.size, parts)
+        elif not self.compressor.lossless:
+            super()._allocate(vectors, parts)
+
+    @property
+    def _integers(self) -> Any:
+        """The compressor, where it is one of compressors/integers.py."""
+        return self.compressor
+
+    def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
+        """See GradientAlgorithm.begin_step."""
+        if self.compressor.summable:
+            self._integers.begin_step(step, rates)
+
     def average(self, bucket: int, g: Tensor, step: int) -> None:
         """See GradientAlgorithm.average; equal on all ranks, bit for bit."""
-        n = self.comm.size
         if self.compressor.lossless:
-            check_finite(g, self.name)  # here, where the rank is known, and before it spreads
-            self.comm.all_reduce(g).wait()
-            g.div_(n)
-            return
+            self._exact_mean(g)
+        elif self.compressor.summable:
+            self._mean_of_integers(bucket, g, step)
+            self._observe(bucket, g)
+        else:
+            self._mean_of_messages(bucket, g, step)
+
+    def _exact_mean(self, g: Tensor) -> None:
+        check_finite(g, self.name)  # here, where the rank is known, and before it spreads
+        self.comm.all_reduce(g).wait()
+        g.div_(self.comm.size)
+
+    def _mean_of_messages(self, bucket: int, g: Tensor, step: int) -> None:
+        n = self.comm.size
         own, pending = self._post(bucket, g, step)
         pending.wait()
         g.zero_()
@@ -39,6 +75,33 @@ class AllReduce(GradientAlgorithm):
             message = own if j == self.comm.rank else self._arrived(bucket, j, step)
             self.compressor.accumulate(message, g, 1 / n)
 
-    def message_nbytes(self, numel: int) -> int:
-        """See Algorithm.message_nbytes; the float32 all-reduce has no header."""
-        return 4 * numel if self.compressor.lossless else super().message_nbytes(numel)
+    def _mean_of_integers(
+        self, bucket: int, g: Tensor, step: int, sent: Tensor | None = None
+    ) -> None:
+        """Replace g by S / (n alpha); add to `sent` what this rank's integers stand for."""
+        c, comm = self._integers, self.comm
+        host = g.cpu()  # the same memory, unless g is on a GPU
+        key = (self._seed, step, comm.rank, bucket)
+        integers = c.round(bucket, host.numpy(), key, comm.all_reduce_max)
+        if integers is None:
+            if sent is not None:
+                sent += g
+            self._exact_mean(g)
+            return
+        if sent is not None:
+            own = torch.zeros_like(host)
+            c.expand(bucket, integers, own.numpy(), ranks=1)
+            sent += own.to(sent.device)
+        comm.all_reduce(integers).wait()
+        c.expand(bucket, integers, host.numpy(), ranks=comm.size)
+        g.copy_(host)
+
+    def _observe(self, bucket: int, g: Tensor) -> None:
+        self._integers.observe(bucket, g.cpu().numpy())
+
+    def message_nbytes(self, bucket: int) -> int:
+        """See Algorithm.message_nbytes; what an all-reduce adds has no header."""
+        if self.compressor.summable:
+            return int(self._numels[bucket] * self._integers.bits // 8)
+        lossless = self.compressor.lossless
+        return 4 * self._numels[bucket] if lossless else super().message_nbytes(bucket)

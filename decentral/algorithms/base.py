@@ -56,9 +56,18 @@ class Algorithm(ABC):
             )
         self._comm = comm
 
-    def start(self, seed: int, vectors: Sequence[Tensor]) -> None:
-        """Allocate all there is to allocate; `vectors` are the parameters, equal on all ranks."""
+    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
+        """Allocate all there is to allocate.
+
+        `vectors` are the parameters, equal on all ranks; `parts` the coordinates of each tensor in
+        each of them. The compressor is from now on one of this algorithm's own, since it may have
+        state.
+        """
         self._seed = seed
+        self.compressor = self.compressor.fresh()
+        self._allocate(vectors, parts)
+
+    def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         self._own = [self.compressor.new_payload(len(v), like=v) for v in vectors]
         self._received = [self._buffers(v) for v in vectors]
 
@@ -69,9 +78,13 @@ class Algorithm(ABC):
     def _buffers(self, vector: Tensor) -> dict[int, Payload]:
         return {j: self.compressor.new_payload(len(vector), like=vector) for j in self.peers()}
 
-    def message_nbytes(self, numel: int) -> int:
-        """Return the size of one message for `numel` coordinates."""
-        return self.compressor.new_payload(numel).nbytes
+    def message_nbytes(self, bucket: int) -> int:
+        """Return the size of the last message of a bucket; before the first its largest size."""
+        return self._own[bucket].nbytes
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the compressor counts."""
+        return self.compressor.stats()
 
     def _post(self, bucket: int, message: Tensor, step: int) -> tuple[Payload, Pending]:
         """Encode a message, send it to all peers, and start to receive theirs."""
@@ -99,11 +112,12 @@ class Algorithm(ABC):
         return payload
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to be saved besides the parameters: lists of tensors, by name."""
-        return {}
+        """Return what has to be saved besides the parameters: tensors and numbers, by name."""
+        return {"compressor": self.compressor.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (some have no state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what state_dict() returned."""
+        self.compressor.load_state_dict(state["compressor"])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(compressor={self.compressor!r})"
@@ -111,6 +125,9 @@ class Algorithm(ABC):
 
 class GradientAlgorithm(Algorithm):
     """All ranks hold the same parameters and average their gradients."""
+
+    def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
+        """Prepare for the buckets of a step; `rates` are the tensors' learning rates, by bucket."""
 
     @abstractmethod
     def average(self, bucket: int, g: Tensor, step: int) -> None:
@@ -140,9 +157,9 @@ class GossipAlgorithm(Algorithm):
         self.topology = graph
         self.W = graph.weights(comm.rank)
 
-    def start(self, seed: int, vectors: Sequence[Tensor]) -> None:
+    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
-        super().start(seed, vectors)
+        super().start(seed, vectors, parts)
         self.S = [torch.zeros_like(v) for v in vectors]
         self._under_way: list[tuple[Pending, int, float] | None] = [None] * len(vectors)
 
@@ -191,10 +208,12 @@ class GossipAlgorithm(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""
-        return {"S": [self.collect(b).clone() for b in range(len(self.S))]}
+        S = [self.collect(b).clone() for b in range(len(self.S))]
+        return super().state_dict() | {"S": S}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Algorithm.load_state_dict."""
+        super().load_state_dict(state)
         for b, S in enumerate(self.S):
             self.collect(b)
             S.copy_(state["S"][b])

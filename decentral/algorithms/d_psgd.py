@@ -39,9 +39,9 @@ class DPSGD(GossipAlgorithm):
                 f"{self.compressor!r}; use ecd-psgd with it"
             )
 
-    def start(self, seed: int, vectors: Sequence[Tensor]) -> None:
+    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
-        super().start(seed, vectors)
+        super().start(seed, vectors, parts)
         self.S = [v.clone() for v in vectors]  # sum_j W_ij x_j, since all x_j are equal
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:

@@ -39,7 +39,7 @@ class ECDPSGD(GossipAlgorithm):
         published: the method as published, without difference coding and horizon.
 
     Raises:
-        ValueError: horizon below 2, where the estimates would overshoot.
+        ValueError: horizon below 2, where the estimates would overshoot, or a biased compressor.
     """
 
     name = "ecd-psgd"
@@ -52,14 +52,19 @@ class ECDPSGD(GossipAlgorithm):
         published: bool = False,
     ) -> None:
         super().__init__(topology, compressor)
+        if not self.compressor.unbiased:
+            raise ValueError(
+                f"ecd-psgd: needs an unbiased compressor, got {self.compressor!r}; use nuqsgd or "
+                "another unbiased one here, or this one with allreduce"
+            )
         if horizon < 2:
             raise ValueError(f"ecd-psgd: horizon must be at least 2, got {horizon}; 10 is usual")
         self.horizon = horizon
         self.published = published
 
-    def start(self, seed: int, vectors: Sequence[Tensor]) -> None:
+    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
-        super().start(seed, vectors)
+        super().start(seed, vectors, parts)
         self.xt = [v.clone() for v in vectors]
         self._z = [torch.empty_like(v) for v in vectors]
 

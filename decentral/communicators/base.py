@@ -47,7 +47,14 @@ class Communicator(ABC):
 
     @abstractmethod
     def all_reduce(self, vector: Any) -> Pending:
-        """Replace float32[n], an array or a tensor, by its sum over ranks, equal on all of them."""
+        """Replace a vector, an array or a tensor, by its sum over ranks, equal on all of them.
+
+        float32[n], int8[n] or int32[n]; integers must not overflow.
+        """
+
+    @abstractmethod
+    def all_reduce_max(self, value: float) -> float:
+        """Return the largest of the ranks' values, which are float32."""
 
     @abstractmethod
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:

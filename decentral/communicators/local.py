@@ -57,8 +57,14 @@ class _Receipt:
         """Return when every message is here."""
         receive, self._receive = self._receive, {}  # a second wait finds nothing to do
         for source, payload in receive.items():
-            payload.wire.incoming(False)[:] = self._comm._take(source, self._tag)
-            payload.wire.landed(False)
+            data = self._comm._take(source, self._tag)
+            if data.size > payload.capacity:
+                raise ValueError(
+                    f"rank {self._comm.rank}: got {data.size} bytes from rank {source}, expected "
+                    f"at most {payload.capacity}"
+                )
+            payload.wire.incoming(False)[: data.size] = data
+            payload.landed(False, data.size)
 
 
 class LocalCommunicator(Communicator):
@@ -89,7 +95,7 @@ class LocalCommunicator(Communicator):
     def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> _Receipt:
         """See Communicator.exchange."""
         for target in receive:
-            data = np.array(send.wire.outgoing(False))
+            data = np.array(send.wire.outgoing(False, send.nbytes))
             self.bytes_sent += data.nbytes
             self._group.box(self.rank, target, tag).put(data)
         return _Receipt(self, receive, tag)
@@ -112,6 +118,11 @@ class LocalCommunicator(Communicator):
         wire.landed(False)
         self.bytes_sent += all_reduce_nbytes(mine.nbytes, self.size)
         return _Done()
+
+    def all_reduce_max(self, value: float) -> float:
+        """See Communicator.all_reduce_max."""
+        self.bytes_sent += all_reduce_nbytes(4, self.size)
+        return max(self._all_gather(value))
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""

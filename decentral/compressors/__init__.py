@@ -6,11 +6,27 @@ from typing import Any
 
 from ..registry import Registry
 from .base import Compressor, NotFiniteError
+from .ef_signsgd import EFSignSGD
+from .heuristic_intsgd import HeuristicIntSGD
 from .identity import Identity
+from .intsgd import IntSGD
+from .natural import Natural
 from .nuqsgd import NUQSGD
 from .qsgd import QSGD, QSGDInf
+from .terngrad import TernGrad
 
-_REGISTRY: Registry[Compressor] = Registry("compressor", Identity, QSGD, QSGDInf, NUQSGD)
+_REGISTRY: Registry[Compressor] = Registry(
+    "compressor",
+    Identity,
+    QSGD,
+    QSGDInf,
+    NUQSGD,
+    TernGrad,
+    Natural,
+    EFSignSGD,
+    IntSGD,
+    HeuristicIntSGD,
+)
 
 
 def available() -> tuple[str, ...]:
@@ -40,9 +56,14 @@ __all__ = [
     "NUQSGD",
     "QSGD",
     "Compressor",
+    "EFSignSGD",
+    "HeuristicIntSGD",
     "Identity",
+    "IntSGD",
+    "Natural",
     "NotFiniteError",
     "QSGDInf",
+    "TernGrad",
     "available",
     "from_name",
     "options_of",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from decentral_kernels.layout import MAX_NUMEL
 
-from ..payload import MAX_BUCKET, Payload, as_array, as_tensor
+from ..payload import HEADER_NBYTES, MAX_BUCKET, Payload, as_array, as_tensor
 
 Key = tuple[int, int, int, int]  # seed, step, rank, bucket
 
@@ -67,6 +68,36 @@ def check_vector(x: Any, what: str) -> Any:
     return as_array(x)
 
 
+def not_finite(name: str, x: Any, start: int, length: int, what: str) -> NotFiniteError:
+    """Return the error for a block of x, float32[d], that the kernels have refused."""
+    part = as_tensor(x[start : start + length])
+    wrong = (~part.isfinite()).nonzero()
+    if len(wrong):
+        index = start + int(wrong[0])
+        return NotFiniteError(
+            f"{name}: expected finite values, got {float(x[index])} at coordinate {index}", index
+        )
+    index = start + int(part.abs().argmax())
+    return NotFiniteError(
+        f"{name}: {what} is 2^126 or more, too large for float32; the largest value is {float(x[index]):g} at coordinate {index}",
+        index,
+    )
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is an integer, and not True or False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_block_size(name: str, block_size: Any, usual: int) -> None:
+    """Raise ValueError unless so many coordinates can share a scale."""
+    if not (is_whole(block_size) and 1 <= block_size <= MAX_NUMEL):
+        raise ValueError(
+            f"{name}: block_size must be an integer from 1 to {MAX_NUMEL}, got {block_size!r}; "
+            f"{usual} is usual"
+        )
+
+
 def lossless() -> Compressor:
     """Return the compressor that algorithms use where none is given: Identity."""
     from .identity import Identity  # at call time, since identity.py imports this file
@@ -77,14 +108,20 @@ def lossless() -> Compressor:
 class Compressor(ABC):
     """Encode float32 vectors into payloads, and decode, or accumulate, payloads.
 
-    Class attributes tell what algorithms may rely on: `unbiased`, E[decode(encode(x))] = x;
-    `lossless`, decode(encode(x)) = x; `summable`, payloads may be added before decoding.
+    Attributes tell what algorithms may rely on: `unbiased`, E[decode(encode(x))] = x; `lossless`,
+    decode(encode(x)) = x; `summable`, messages may be added before decoding (integers.py);
+    `stateful`, encode() keeps something between calls, per (rank, bucket) of its key;
+    `fixed_length`, the size of a message follows from the number of coordinates. Without
+    `device_kernels` a vector of a GPU is encoded and decoded on the host.
     """
 
     name: ClassVar[str]
-    unbiased: ClassVar[bool] = True
+    unbiased: bool = True
     lossless: ClassVar[bool] = False
     summable: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+    fixed_length: bool = True
+    device_kernels: bool = False
 
     @property
     def configuration(self) -> int:
@@ -93,10 +130,15 @@ class Compressor(ABC):
 
     @abstractmethod
     def body_nbytes(self, numel: int) -> int:
-        """Return the number of bytes, less the header, of the message for `numel` coordinates."""
+        """Return the bytes, less the header, of the message for `numel` coordinates, at most."""
+
+    def least_body_nbytes(self, numel: int) -> int:
+        """Return the bytes, less the header, that it has at least."""
+        return self.body_nbytes(numel)
 
     @abstractmethod
-    def _encode(self, x: Any, key: Key, payload: Payload) -> None: ...
+    def _encode(self, x: Any, key: Key, payload: Payload) -> int | None:
+        """Write the body and return its length, None for body_nbytes()."""
 
     @abstractmethod
     def _decode(self, payload: Payload, out: Any) -> None: ...
@@ -106,6 +148,21 @@ class Compressor(ABC):
 
     def prepare(self, threads: int = 1) -> None:  # noqa: B027 (some have nothing to prepare)
         """Compile or load the CPU kernels, so that no step waits; they may use so many threads."""
+
+    def fresh(self) -> Compressor:
+        """Return a compressor with the same options and no state; this one if it never has any."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to be saved: tensors and numbers by name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
+        """Take over what state_dict() returned."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return what it counted, by name."""
+        return {}
 
     def new_payload(self, numel: int, like: Any = None) -> Payload:
         """Return an empty payload for `numel` coordinates, in the memory where `like` lives."""
@@ -129,23 +186,34 @@ class Compressor(ABC):
             )
         if out is None:
             out = self.new_payload(len(x), like=x)
-        elif out.body.shape[0] != self.body_nbytes(len(x)):
+        elif out.capacity != HEADER_NBYTES + self.body_nbytes(len(x)):
             raise ValueError(
                 f"{self.name}: out must have a body of {self.body_nbytes(len(x))} bytes for "
-                f"{len(x)} coordinates, got {out.body.shape[0]}; take it from new_payload()"
+                f"{len(x)} coordinates, got {out.capacity - HEADER_NBYTES}; take it from "
+                "new_payload()"
             )
+        out.resize(out.capacity)
+        if isinstance(array, torch.Tensor) and not self.device_kernels:
+            host = self.encode(array.cpu().numpy(), key)
+            out.resize(host.nbytes)
+            out.buffer.copy_(torch.from_numpy(host.buffer))
+            return out
+        length = self._encode(array, key, out)
+        out.resize(out.capacity if length is None else HEADER_NBYTES + length)
         out.write_header(self.configuration, step=key[1], bucket=key[3], numel=len(x))
-        self._encode(array, key, out)
         return out
 
     def _numel(self, payload: Payload) -> int:
         head = payload.header()
         if head.configuration != self.configuration:
             raise ValueError(f"{self!r}: the payload was made by another compressor or options")
-        if payload.body.shape[0] != self.body_nbytes(head.numel):
+        got = payload.body.shape[0]
+        least, most = self.least_body_nbytes(head.numel), self.body_nbytes(head.numel)
+        if not (least <= got <= most and head.numel <= MAX_NUMEL):
+            expected = f"{most}" if least == most else f"{least} to {most}"
             raise ValueError(
-                f"{self!r}: expected a body of {self.body_nbytes(head.numel)} bytes for "
-                f"{head.numel} coordinates, got {payload.body.shape[0]}"
+                f"{self!r}: expected a body of {expected} bytes for "
+                f"{head.numel} coordinates, got {got}"
             )
         return head.numel
 
@@ -169,8 +237,15 @@ class Compressor(ABC):
                 out = torch.empty(numel, dtype=torch.float32, device=payload.buffer.device)
             else:
                 out = np.empty(numel, np.float32)
-        self._decode(payload, self._target(payload, out))
+        target = self._target(payload, out)
+        if isinstance(target, torch.Tensor) and not self.device_kernels:
+            target.copy_(torch.from_numpy(self.decode(self._on_host(payload))))
+        else:
+            self._decode(payload, target)
         return out
+
+    def _on_host(self, payload: Payload) -> Payload:
+        return Payload(payload.wire.array[: payload.nbytes].cpu().numpy())
 
     def accumulate(self, payload: Payload, out: Any, weight: float = 1.0) -> None:
         """Add weight * decode(payload) to out, float32[d], in one pass.
@@ -178,4 +253,9 @@ class Compressor(ABC):
         Raises:
             ValueError: as decode().
         """
-        self._accumulate(payload, self._target(payload, out), weight)
+        target = self._target(payload, out)
+        if isinstance(target, torch.Tensor) and not self.device_kernels:
+            values = torch.from_numpy(self.decode(self._on_host(payload)))
+            target.add_(values.to(target.device), alpha=weight)
+        else:
+            self._accumulate(payload, target, weight)

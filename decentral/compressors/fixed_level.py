@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
 import decentral_kernels as kernels
-from decentral_kernels.layout import MAX_BITS, MAX_NUMEL, MIN_BITS
+from decentral_kernels.coding import Coder
+from decentral_kernels.layout import MAX_BITS, MIN_BITS
+from decentral_kernels.reference_coding import SEGMENT
 
-from ..payload import Payload, as_tensor, stream_of
-from .base import Compressor, Key, NotFiniteError
+from ..payload import Payload, stream_of
+from .base import Compressor, Key, check_block_size, is_whole, not_finite
 
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+CODINGS = ("fixed", "elias", "huffman")
+_FIXED, _CODED = 0, 1
 
 
 class FixedLevelCompressor(Compressor):
@@ -24,70 +24,126 @@ class FixedLevelCompressor(Compressor):
     Args:
         bits: bits per coordinate, 2 to 8; one is the sign.
         block_size: coordinates that share a norm, at least 1.
+        zero_level: whether 0 is a level. Without it all 2^bits codes are levels, as in the NUQSGD
+            authors' simulator; it is here to reproduce their plots.
+        coding: "fixed", or an entropy code, "elias" or "huffman", which makes messages shorter and
+            of varying length, and costs time on the CPU. A message that it would make longer goes
+            as fixed-length codes.
 
     Raises:
-        ValueError: bits or block_size out of range.
+        ValueError: an option is out of range.
     """
 
     norm: ClassVar[str]
     levels: ClassVar[str]
 
-    def __init__(self, bits: int = 4, block_size: int = 8192) -> None:
-        if not (_is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
+    def __init__(
+        self,
+        bits: int = 4,
+        block_size: int = 8192,
+        zero_level: bool = True,
+        coding: str = "fixed",
+    ) -> None:
+        if not (is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"{self.name}: bits must be {MIN_BITS}..{MAX_BITS}, got {bits!r}")
-        if not (_is_whole(block_size) and 1 <= block_size <= MAX_NUMEL):
+        check_block_size(self.name, block_size, usual=8192)
+        if coding not in CODINGS:
             raise ValueError(
-                f"{self.name}: block_size must be an integer from 1 to {MAX_NUMEL}, "
-                f"got {block_size!r}; the papers use 8192"
+                f"{self.name}: coding must be one of {', '.join(CODINGS)}, got {coding!r}"
             )
         self.bits, self.block_size = int(bits), int(block_size)
-        self._quantizer = kernels.Quantizer(self.bits, self.block_size, self.norm, self.levels)
+        self.zero_level, self.coding = bool(zero_level), coding
+        self._quantizer = kernels.Quantizer(
+            self.bits, self.block_size, self.norm, self.levels, self.zero_level
+        )
+        self.fixed_length = self.device_kernels = coding == "fixed"
+        self._coder = None if self.fixed_length else Coder(coding, self.bits, self.zero_level)
+
+    def _options(self) -> str:
+        return f"bits={self.bits}, block_size={self.block_size}"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(bits={self.bits}, block_size={self.block_size})"
+        zero = "" if self.zero_level else ", zero_level=False"
+        coding = "" if self.fixed_length else f", coding={self.coding!r}"
+        return f"{type(self).__name__}({self._options()}{zero}{coding})"
 
     def prepare(self, threads: int = 1) -> None:
         """Compile or load the CPU kernels, and let them use so many threads."""
         kernels.set_num_threads(threads)
         kernels.compile_cpu_kernels(self._quantizer)
+        if self._coder is not None:
+            self._coder.compile()
 
     def body_nbytes(self, numel: int) -> int:
-        """Return 4 bytes per block plus the packed codes, ceil(numel * bits / 8)."""
-        return 4 * self._quantizer.num_blocks(numel) + self._quantizer.codes_nbytes(numel)
+        """Return 4 bytes per block plus the packed codes, ceil(numel * bits / 8).
+
+        With an entropy code there is one byte more, and this is the most.
+        """
+        fixed = 4 * self._quantizer.num_blocks(numel) + self._quantizer.codes_nbytes(numel)
+        return fixed if self.fixed_length else fixed + 1
+
+    def least_body_nbytes(self, numel: int) -> int:
+        """See Compressor.least_body_nbytes."""
+        if self._coder is None:
+            return self.body_nbytes(numel)
+        lengths = 4 * -(-numel // SEGMENT)  # of the segments, which a stream has in front
+        codes = min(self._quantizer.codes_nbytes(numel), lengths)
+        return 4 * self._quantizer.num_blocks(numel) + 1 + codes
 
     def _sections(self, payload: Payload, numel: int) -> tuple[Any, Any]:
+        """Return (scales, codes), views; before the codes stands the byte that an entropy code has.
+
+        The codes are cut to what the message holds.
+        """
         split = 4 * self._quantizer.num_blocks(numel)
         scales = payload.section(0, split, np.float32)
+        split += 0 if self._coder is None else 1
         return scales, payload.section(split, self._quantizer.codes_nbytes(numel), np.uint8)
 
-    def _encode(self, x: Any, key: Key, payload: Payload) -> None:
+    def _encode(self, x: Any, key: Key, payload: Payload) -> int | None:
         scales, codes = self._sections(payload, len(x))
         stream = stream_of(x)
         bad = kernels.encode(x, kernels.fold_key(*key), self._quantizer, scales, codes, stream)
         if bad >= 0:
-            raise self._not_finite(x, bad)
-
-    def _not_finite(self, x: Any, block: int) -> NotFiniteError:
-        start = block * self.block_size
-        part = as_tensor(x[start : start + self.block_size])
-        wrong = (~part.isfinite()).nonzero()
-        if len(wrong):
-            index = start + int(wrong[0])
-            return NotFiniteError(
-                f"{self.name}: expected finite values, got {float(x[index])} at coordinate {index}",
-                index,
+            raise not_finite(
+                self.name, x, bad * self.block_size, self.block_size, f"the norm of block {bad}"
             )
-        index = start + int(part.abs().argmax())
-        return NotFiniteError(
-            f"{self.name}: the norm of block {block} is 2^126 or more, which float32 cannot "
-            f"invert; the largest value is {float(x[index]):g} at coordinate {index}",
-            index,
-        )
+        if self._coder is None:
+            return None
+        coded = np.empty(len(codes), np.uint8)
+        length = self._coder.encode(codes, len(x), coded)
+        mode = payload.body[scales.nbytes : scales.nbytes + 1]
+        mode[0] = _FIXED if length < 0 else _CODED
+        if length < 0:
+            return None
+        codes[:length] = coded[:length]
+        return int(scales.nbytes) + 1 + length
+
+    def _unpacked(self, payload: Payload, numel: int) -> tuple[Any, Any]:
+        """Return (scales, fixed-length codes).
+
+        Raises:
+            ValueError: the entropy code is damaged.
+        """
+        scales, codes = self._sections(payload, numel)
+        if self._coder is None:
+            return scales, codes
+        fixed, mode = self._quantizer.codes_nbytes(numel), int(payload.body[scales.nbytes])
+        if mode == _FIXED and len(codes) == fixed:
+            return scales, codes
+        if mode != _CODED:
+            raise ValueError(
+                f"{self!r}: expected {fixed} bytes of codes, or an entropy code (1), got "
+                f"{len(codes)} bytes and the mark {mode}; the message is damaged"
+            )
+        packed = np.empty(fixed, np.uint8)
+        self._coder.decode(codes, numel, packed)
+        return scales, packed
 
     def _decode(self, payload: Payload, out: Any) -> None:
-        scales, codes = self._sections(payload, len(out))
+        scales, codes = self._unpacked(payload, len(out))
         kernels.decode(scales, codes, self._quantizer, out, stream_of(out))
 
     def _accumulate(self, payload: Payload, out: Any, weight: float) -> None:
-        scales, codes = self._sections(payload, len(out))
+        scales, codes = self._unpacked(payload, len(out))
         kernels.accumulate(scales, codes, self._quantizer, out, weight, stream_of(out))

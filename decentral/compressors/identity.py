@@ -16,6 +16,7 @@ class Identity(Compressor):
 
     name = "none"
     lossless = True
+    device_kernels = True
 
     def __repr__(self) -> str:
         return "Identity()"

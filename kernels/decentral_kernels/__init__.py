@@ -1,15 +1,9 @@
 """Quantize-and-pack, unpack-and-accumulate: the same bytes from NumPy, numba and numba-CUDA."""
 
-from .backend import (
-    accumulate,
-    compile_cpu_kernels,
-    decode,
-    encode,
-    get_num_threads,
-    set_num_threads,
-)
+from .backend import accumulate, compile_cpu_kernels, decode, encode
 from .layout import Quantizer
 from .rng import fold_key
+from .threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Quantizer",

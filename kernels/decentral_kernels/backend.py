@@ -6,56 +6,21 @@ one-dimensional and contiguous; the caller has checked sizes and dtypes, nothing
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .layout import UNIT, Quantizer, norm_width
+from .threads import share
 
 # A thread pays for itself from about this many coordinates on (512 KiB of float32).
-_UNITS_PER_THREAD = 128
-
-_num_threads = 1
+GRAIN = 128 * UNIT
 
 
-def set_num_threads(n: int) -> None:
-    """Set how many threads a CPU kernel may use in this process (at first 1).
-
-    Raises:
-        ValueError: n is not positive.
-    """
-    global _num_threads
-    if n < 1:
-        raise ValueError(f"number of kernel threads must be at least 1, got {n}")
-    _num_threads = n
-
-
-def get_num_threads() -> int:
-    """Return how many threads a CPU kernel may use in this process."""
-    return _num_threads
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="decentral-kernel")
-
-
-# A forked child (a DataLoader worker) has none of its parent's threads and would wait for them.
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _share(run: Callable[[int, int], Any], numel: int) -> list[Any]:
+def share_units(run: Callable[[int, int], Any], numel: int) -> list[Any]:
     """Call run(first, last) on ranges of units that together cover `numel` coordinates."""
-    units = -(-numel // UNIT)
-    parts = min(_num_threads, max(1, units // _UNITS_PER_THREAD))
-    if parts == 1:
-        return [run(0, units)]
-    edges = [units * i // parts for i in range(parts + 1)]
-    return list(_pool(_num_threads).map(run, edges[:-1], edges[1:]))
+    return share(run, -(-numel // UNIT), GRAIN // UNIT)
 
 
 def _on_gpu(array: Any) -> bool:
@@ -76,13 +41,13 @@ def encode(
         return cuda.encode(x, key, q, scales, codes, stream)
     from . import cpu
 
-    kernel = cpu.encoder(q.bits, q.levels == "exponential", q.norm == "max")
+    kernel = cpu.encoder(q.bits, q.levels == "exponential", q.norm == "max", q.zero_level)
     k0, k1, width = np.uint32(key[0]), np.uint32(key[1]), norm_width(q.block_size)
 
     def run(first: int, last: int) -> int:
         return kernel(x, k0, k1, q.block_size, width, scales, codes, first, last)
 
-    return min((bad for bad in _share(run, x.size) if bad >= 0), default=-1)
+    return min((bad for bad in share_units(run, x.size) if bad >= 0), default=-1)
 
 
 def _decode_on_cpu(
@@ -90,9 +55,11 @@ def _decode_on_cpu(
 ) -> None:
     from . import cpu
 
-    kernel = cpu.decoder(q.bits, q.levels == "exponential", add)
+    kernel = cpu.decoder(q.bits, q.levels == "exponential", add, q.zero_level)
     w = np.float32(weight)
-    _share(lambda first, last: kernel(scales, codes, q.block_size, w, out, first, last), out.size)
+    share_units(
+        lambda first, last: kernel(scales, codes, q.block_size, w, out, first, last), out.size
+    )
 
 
 def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> None:
@@ -122,6 +89,6 @@ def compile_cpu_kernels(q: Quantizer) -> None:
     from . import cpu
 
     exponential = q.levels == "exponential"
-    cpu.encoder(q.bits, exponential, q.norm == "max")
+    cpu.encoder(q.bits, exponential, q.norm == "max", q.zero_level)
     for add in (False, True):
-        cpu.decoder(q.bits, exponential, add)
+        cpu.decoder(q.bits, exponential, add, q.zero_level)

@@ -25,6 +25,7 @@ from .layout import (
     SUM_MIN,
     UNIT,
     lanes_and_planes,
+    papers_s,
 )
 from .rng import DRAW_BITS, GOLDEN, ROUND_1, ROUND_2
 
@@ -125,12 +126,16 @@ def _unpack_rest(packed, bits, codes):
 
 
 @lru_cache(maxsize=None)
-def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
+def encoder(
+    bits: int, exponential: bool, max_norm: bool, zero_level: bool = True
+) -> Callable[..., int]:
     """Return the kernel that writes scales and packed codes of a range of units."""
     lanes, planes = lanes_and_planes(bits)
     stamp = STAMP
-    s = (1 << (bits - 1)) - (2 if exponential else 1)
-    factor = f32(2.0**s) if exponential else f32(s << DRAW_BITS)
+    s = papers_s(bits, exponential, zero_level)
+    fraction_bits = DRAW_BITS if zero_level else DRAW_BITS - 1  # levels are 1/s or 2/s apart
+    factor = f32(2.0**s) if exponential else f32(s << fraction_bits)
+    half = u32(1 << (DRAW_BITS - 1))
     word_type = u32 if planes * 8 <= 32 else np.uint64
 
     @njit(_ENCODE, nogil=True, cache=True)
@@ -150,12 +155,24 @@ def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
                 random_bits = _draw(k0, k1, u32(start + u32(j)))
                 r = min(f32(_float_of(u32(v & _ABS)) * inverse), f32(1))
                 t = f32(r * factor)
-                if exponential:
+                flip = u32(0)
+                if exponential and zero_level:
                     w = _bits_of(f32(t + f32(1)) if t < f32(1) else f32(t + t))
                     level = u32(u32(u32(w + random_bits) - _ONE_BITS) >> u32(DRAW_BITS))
-                else:
+                elif exponential:
+                    keep = f32(f32(min(t, f32(1)) + f32(1)) * f32(half))
+                    flip = u32(1) if random_bits >= u32(np.int32(keep)) else u32(0)
+                    w = _bits_of(max(t, f32(1)))
+                    level = u32(u32(u32(w + random_bits) - _ONE_BITS) >> u32(DRAW_BITS))
+                elif zero_level:
                     level = u32(u32(u32(np.int32(t)) + random_bits) >> u32(DRAW_BITS))
-                codes[j] = u8(level | u32(u32(v >> u32(31)) << u32(bits - 1)))
+                else:
+                    steps = u32(u32(np.int32(t)) + half)
+                    n = u32(u32(steps + random_bits) >> u32(DRAW_BITS))
+                    flip = u32(1) if n == u32(0) else u32(0)
+                    level = u32(u32(n + flip) - u32(1))
+                sign = u32(u32(v >> u32(31)) ^ flip)
+                codes[j] = u8(level | u32(sign << u32(bits - 1)))
 
         def block_scale(block, sums, wide_sums, width):
             scale = _max_norm(block) if max_norm else _l2_norm(block, sums, wide_sums, width)
@@ -200,11 +217,14 @@ def encoder(bits: int, exponential: bool, max_norm: bool) -> Callable[..., int]:
 
 
 @lru_cache(maxsize=None)
-def decoder(bits: int, exponential: bool, add: bool) -> Callable[..., None]:
+def decoder(
+    bits: int, exponential: bool, add: bool, zero_level: bool = True
+) -> Callable[..., None]:
     """Return the kernel that writes, or adds, weight * (decoded values) of a range of units."""
     lanes, planes = lanes_and_planes(bits)
     stamp = STAMP
-    s = (1 << (bits - 1)) - (2 if exponential else 1)
+    s = papers_s(bits, exponential, zero_level)
+    bias = u32((126 if zero_level else 127) - s if exponential else 0)
     word_type = u32 if planes * 8 <= 32 else np.uint64
     code_mask, level_mask = word_type((1 << bits) - 1), u32((1 << (bits - 1)) - 1)
 
@@ -224,13 +244,13 @@ def decoder(bits: int, exponential: bool, add: bool) -> Callable[..., None]:
                 c = u32(codes[j])
                 level = u32(c & level_mask)
                 if exponential:
-                    h = (
-                        u32(u32(level + u32(126 - s)) << u32(DRAW_BITS))
-                        if level > u32(0)
-                        else u32(0)
-                    )
-                else:
+                    h = u32(u32(level + bias) << u32(DRAW_BITS))
+                    if zero_level:
+                        h = h if level > u32(0) else u32(0)
+                elif zero_level:
                     h = _bits_of(f32(np.int32(level)))
+                else:
+                    h = _bits_of(f32(np.int32(u32(u32(level + level) + u32(1)))))
                 signed = _float_of(u32(h | u32(u32(c >> u32(bits - 1)) << u32(31))))
                 if add:
                     out[j] += f32(step * signed)

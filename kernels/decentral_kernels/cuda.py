@@ -27,6 +27,7 @@ from .layout import (
     Quantizer,
     lanes_and_planes,
     norm_width,
+    papers_s,
 )
 from .rng import DRAW_BITS, GOLDEN, ROUND_1, ROUND_2
 
@@ -121,12 +122,14 @@ def norm_kernel(max_norm: bool) -> Callable[..., None]:
     return kernel
 
 
-def encode_kernel(bits: int, exponential: bool) -> Callable[..., None]:
+def encode_kernel(bits: int, exponential: bool, zero_level: bool = True) -> Callable[..., None]:
     """Return the kernel body that quantizes and packs, a thread per column of a unit."""
     lanes, planes = lanes_and_planes(bits)
     stamp = STAMP
-    s = (1 << (bits - 1)) - (2 if exponential else 1)
-    factor = f32(2.0**s) if exponential else f32(s << DRAW_BITS)
+    s = papers_s(bits, exponential, zero_level)
+    fraction_bits = DRAW_BITS if zero_level else DRAW_BITS - 1  # levels are 1/s or 2/s apart
+    factor = f32(2.0**s) if exponential else f32(s << fraction_bits)
+    half = u32(1 << (DRAW_BITS - 1))
 
     def kernel(x, k0, k1, block_size, scales, out):
         def code(i):
@@ -139,12 +142,24 @@ def encode_kernel(bits: int, exponential: bool) -> Callable[..., None]:
             v = u32(_bits_of(x[i]))
             r = min(_mul(_float_of(np.int32(u32(v & _ABS))), inverse), f32(1))
             t = _mul(r, factor)
-            if exponential:
+            flip = u32(0)
+            if exponential and zero_level:
                 w = u32(_bits_of(_add(t, f32(1) if t < f32(1) else t)))
                 level = u32(u32(u32(w + random_bits) - _ONE_BITS) >> u32(DRAW_BITS))
-            else:
+            elif exponential:
+                keep = _mul(_add(min(t, f32(1)), f32(1)), f32(half))
+                flip = u32(1) if random_bits >= u32(np.int32(keep)) else u32(0)
+                w = u32(_bits_of(max(t, f32(1))))
+                level = u32(u32(u32(w + random_bits) - _ONE_BITS) >> u32(DRAW_BITS))
+            elif zero_level:
                 level = u32(u32(u32(np.int32(t)) + random_bits) >> u32(DRAW_BITS))
-            return u64(u32(level | u32(u32(v >> u32(31)) << u32(bits - 1))))
+            else:
+                steps = u32(u32(np.int32(t)) + half)
+                n = u32(u32(steps + random_bits) >> u32(DRAW_BITS))
+                flip = u32(1) if n == u32(0) else u32(0)
+                level = u32(u32(n + flip) - u32(1))
+            sign = u32(u32(v >> u32(31)) ^ flip)
+            return u64(u32(level | u32(sign << u32(bits - 1))))
 
         if stamp < 0:  # never; see STAMP
             return
@@ -171,11 +186,14 @@ def encode_kernel(bits: int, exponential: bool) -> Callable[..., None]:
     return kernel
 
 
-def decode_kernel(bits: int, exponential: bool, add: bool) -> Callable[..., None]:
+def decode_kernel(
+    bits: int, exponential: bool, add: bool, zero_level: bool = True
+) -> Callable[..., None]:
     """Return the kernel body that writes, or adds, weight * (the decoded values)."""
     lanes, planes = lanes_and_planes(bits)
     stamp = STAMP
-    s = (1 << (bits - 1)) - (2 if exponential else 1)
+    s = papers_s(bits, exponential, zero_level)
+    bias = u32((126 if zero_level else 127) - s if exponential else 0)
     code_mask, level_mask = u64((1 << bits) - 1), u32((1 << (bits - 1)) - 1)
 
     def kernel(scales, packed, block_size, weight, out):
@@ -184,9 +202,13 @@ def decode_kernel(bits: int, exponential: bool, add: bool) -> Callable[..., None
             step = _mul(scale if exponential else _div(scale, f32(s)), weight)
             level = u32(u32(c) & level_mask)
             if exponential:
-                h = u32(u32(level + u32(126 - s)) << u32(DRAW_BITS)) if level > u32(0) else u32(0)
-            else:
+                h = u32(u32(level + bias) << u32(DRAW_BITS))
+                if zero_level:
+                    h = h if level > u32(0) else u32(0)
+            elif zero_level:
                 h = u32(_bits_of(f32(level)))
+            else:
+                h = u32(_bits_of(f32(u32(u32(level + level) + u32(1)))))
             signed = u32(h | u32(u32(u32(c) >> u32(bits - 1)) << u32(31)))
             value = _mul(step, _float_of(np.int32(signed)))
             out[i] = _add(out[i], value) if add else value
@@ -250,7 +272,7 @@ def encode(
     norms[_grid(scales.size), _THREADS, on](
         x, q.block_size, norm_width(q.block_size), scales, first_bad
     )
-    quantize = _compiled(encode_kernel, q.bits, q.levels == "exponential")
+    quantize = _compiled(encode_kernel, q.bits, q.levels == "exponential", q.zero_level)
     quantize[_grid(-(-x.size // UNIT)), _THREADS, on](
         x, u32(key[0]), u32(key[1]), q.block_size, scales, codes
     )
@@ -264,7 +286,7 @@ def _decode(
     if out.shape[0] == 0:
         return
     scales, codes, out = (_device_array(a) for a in (scales, codes, out))
-    kernel = _compiled(decode_kernel, q.bits, q.levels == "exponential", add)
+    kernel = _compiled(decode_kernel, q.bits, q.levels == "exponential", add, q.zero_level)
     kernel[_grid(-(-out.size // UNIT)), _THREADS, _stream(stream)](
         scales, codes, q.block_size, f32(weight), out
     )

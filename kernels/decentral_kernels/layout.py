@@ -24,7 +24,7 @@ from pathlib import Path
 # Compiled kernels are cached on disk, and the cache looks at their own file only. They take this
 # checksum of what else they are made of as a constant, so that a change here makes them anew.
 STAMP = zlib.crc32(
-    b"".join(Path(__file__).with_name(f).read_bytes() for f in ("layout.py", "rng.py"))
+    b"".join(Path(__file__).with_name(f).read_bytes() for f in ("layout.py", "rng.py", "cpu.py"))
 )
 
 UNIT = 1024
@@ -41,6 +41,11 @@ SUM_MIN, SUM_MAX = 2.0**-60, 3.4e38
 # refused (its reciprocal would be subnormal).
 SCALE_MIN, SCALE_LIMIT = 2.0**-126, 2.0**126
 
+# EF-SignSGD: a block's means add up that many running sums; values from 2^126 on are refused, since
+# their sum could overflow.
+EF_WIDTH = 16
+SIGN_LIMIT_BITS = 253 << 23
+
 
 def norm_width(block_size: int) -> int:
     """Return how many partial sums the L2 norm of a block keeps: a power of two, at most 1024."""
@@ -53,24 +58,33 @@ def lanes_and_planes(bits: int) -> tuple[int, int]:
     return 8 // shared, bits // shared
 
 
+def papers_s(bits: int, exponential: bool, zero_level: bool) -> int:
+    """Return s of the levels that `bits` bits hold, one of them the sign."""
+    magnitudes = 1 << (bits - 1)
+    if exponential:
+        return magnitudes - (2 if zero_level else 1)
+    return magnitudes - 1 if zero_level else 2 * magnitudes - 1
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """Fixed levels on [0, 1], one norm per block, `bits` bits per coordinate (one is the sign).
 
     `norm` is "l2" or "max" (max-abs), `levels` is "uniform" (0, 1/s, ..., 1, QSGD) or "exponential"
-    (0, 2^-s, ..., 1/2, 1, NUQSGD).
+    (0, 2^-s, ..., 1/2, 1, NUQSGD). Without a zero level all 2^bits codes are levels: +-1/s, +-3/s,
+    ..., +-1 or +-2^-s, ..., +-1, and what is nearer to zero than the least one goes to either sign.
     """
 
     bits: int
     block_size: int
     norm: str
     levels: str
+    zero_level: bool = True
 
     @property
     def s(self) -> int:
         """The papers' s: uniform levels are multiples of 1/s, the least exponential one is 2^-s."""
-        top = (1 << (self.bits - 1)) - 1
-        return top if self.levels == "uniform" else top - 1
+        return papers_s(self.bits, self.levels == "exponential", self.zero_level)
 
     def num_blocks(self, numel: int) -> int:
         """Return the number of blocks, and so of float32 scales, of `numel` coordinates."""

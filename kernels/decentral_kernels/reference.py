@@ -66,6 +66,41 @@ def block_scales(x: Floats, q: Quantizer) -> Floats:
     return np.where(scales < SCALE_LIMIT, scales, np.float32(np.nan)).astype(np.float32)
 
 
+def _exponent_steps(u: Floats, random_bits: Words) -> Words:
+    """Return how often 1 was doubled to get u >= 1, rounded stochastically.
+
+    The mantissa of a float is the probability to round up, and a carry out of it is the rounding.
+    """
+    return (u.view(np.uint32) + random_bits - _ONE) >> np.uint32(rng.DRAW_BITS)
+
+
+def _with_zero(r: Floats, random_bits: Words, q: Quantizer) -> Words:
+    """Return the index of the level that r in [0, 1] is rounded to; level 0 is 0."""
+    if q.levels == "uniform":
+        fixed_point = (r * np.float32(q.s << rng.DRAW_BITS)).astype(np.uint32)
+        return (fixed_point + random_bits) >> np.uint32(rng.DRAW_BITS)
+    # In units of the least level, and with [0, 1) moved to [1, 2), a level is an exponent.
+    u = r * np.float32(2.0**q.s)
+    return _exponent_steps(np.where(u < 1, u + np.float32(1), u + u), random_bits)
+
+
+def _without_zero(r: Floats, random_bits: Words, q: Quantizer) -> tuple[Words, Words]:
+    """Return (index of the level, 1 where the sign flips); level 0 is the least one."""
+    one = np.uint32(1)
+    if q.levels == "uniform":
+        # Levels are 2/s apart and the least is 1/s: from the level -1/s on, r is n steps away.
+        half = np.uint32(1 << (rng.DRAW_BITS - 1))
+        steps = (r * np.float32(q.s << (rng.DRAW_BITS - 1))).astype(np.uint32) + half
+        n = (steps + random_bits) >> np.uint32(rng.DRAW_BITS)
+        flip = (n == 0).astype(np.uint32)
+        return n + flip - one, flip
+    u = r * np.float32(2.0**q.s)
+    # below the least level: to +1 with probability (1 + u) / 2, else to -1
+    keep = (np.minimum(u, np.float32(1)) + np.float32(1)) * np.float32(2.0 ** (rng.DRAW_BITS - 1))
+    flip = (random_bits >= keep.astype(np.uint32)).astype(np.uint32)
+    return _exponent_steps(np.maximum(u, np.float32(1)), random_bits), flip
+
+
 def quantize(x: Floats, scales: Floats, key: tuple[int, int], q: Quantizer) -> Bytes:
     """Return the codes of x as uint8[n], one per coordinate, not packed."""
     with np.errstate(divide="ignore"):
@@ -73,16 +108,12 @@ def quantize(x: Floats, scales: Floats, key: tuple[int, int], q: Quantizer) -> B
     per_coordinate = np.repeat(inverse, q.block_size)[: x.size]
     r = np.minimum(np.abs(x) * per_coordinate, np.float32(1))
     random_bits = rng.draw(key, 0, x.size)
-    if q.levels == "uniform":
-        fixed_point = (r * np.float32(q.s << rng.DRAW_BITS)).astype(np.uint32)
-        level = (fixed_point + random_bits) >> np.uint32(rng.DRAW_BITS)
-    else:
-        # In units of the least level, and with [0, 1) moved to [1, 2), a level is an exponent and
-        # the probability to round up is the mantissa: a carry out of it is the rounding.
-        u = r * np.float32(2.0**q.s)
-        w = np.where(u < 1, u + np.float32(1), u + u).view(np.uint32)
-        level = (w + random_bits - _ONE) >> np.uint32(rng.DRAW_BITS)
     sign = x.view(np.uint32) >> np.uint32(31)
+    if q.zero_level:
+        level = _with_zero(r, random_bits, q)
+    else:
+        level, flip = _without_zero(r, random_bits, q)
+        sign = sign ^ flip
     return (level | sign << np.uint32(q.bits - 1)).astype(np.uint8)
 
 
@@ -93,12 +124,14 @@ def dequantize(codes: Bytes, scales: Floats, q: Quantizer, weight: float = 1.0) 
     sign = word >> np.uint32(q.bits - 1) << np.uint32(31)
     if q.levels == "uniform":
         step = scales / np.float32(q.s)
-        h = level.astype(np.float32)
+        h = (level if q.zero_level else 2 * level + np.uint32(1)).astype(np.float32)
     else:
         step = scales
-        # level l > 0 stands for 2^(l - 1 - s)
-        exponent = (level + np.uint32(126 - q.s)) << np.uint32(rng.DRAW_BITS)
-        h = np.where(level > 0, exponent, np.uint32(0)).view(np.float32)
+        # level l > 0 stands for 2^(l - 1 - s), or without a zero level l for 2^(l - s)
+        bias = np.uint32((126 if q.zero_level else 127) - q.s)
+        h = ((level + bias) << np.uint32(rng.DRAW_BITS)).view(np.float32)
+        if q.zero_level:
+            h = np.where(level > 0, h, np.float32(0))
     signed = (h.view(np.uint32) | sign).view(np.float32)
     return np.repeat(step * np.float32(weight), q.block_size)[: codes.size] * signed
 

@@ -4,7 +4,11 @@ Float64, no communicator, no buckets' buffers, nothing shared with the code unde
 compressor, which is called with the same keys.
 """
 
+from collections import defaultdict
+
 import numpy as np
+
+from decentral_kernels import fold_key, reference_integers
 
 
 def compress(compressor, Z, t, seed, bucket):
@@ -26,6 +30,63 @@ class Allreduce:
         return X - eta * mean
 
 
+def int_round(compressor, Z, alpha, t, seed, bucket):
+    """Int(alpha z_i) by row, with the oracle's rounding and no clipping."""
+    rows = [
+        reference_integers.round_to_integers(
+            z.astype(np.float32), alpha, fold_key(seed, t, i, bucket), 0, True
+        )
+        for i, z in enumerate(Z)
+    ]
+    return np.array(rows, np.float64)
+
+
+class IntSgd:
+    """Mishchenko et al. 2022, algorithm 1, with one alpha for all buckets.
+
+    A twin sees one bucket, and alpha needs the movement of all, so they share a ledger.
+    """
+
+    def __init__(self, X, W, compressor, ledger, **options):
+        self.C, self.n, self.ledger = compressor, len(X), ledger
+
+    def alpha(self, t, eta):
+        """r_k = beta r_{k-1} + (1 - beta) ||x^k - x^{k-1}||^2, from all buckets' movements."""
+        beta, eps, r = self.C.beta, self.C.eps, 0.0
+        for k in range(1, t):
+            r = beta * r + (1 - beta) * sum(self.ledger.moved[k])
+        d = self.ledger.d
+        return eta * np.sqrt(d) / np.sqrt(2 * self.n * r + eta**2 * eps**2)
+
+    def mean(self, G, eta, t, seed, bucket):
+        """Return (what each row stands for, their mean)."""
+        if t == 1:
+            return G, G.mean(axis=0)
+        alpha = np.float64(np.float32(self.alpha(t, eta)))
+        q = int_round(self.C, G, alpha, t, seed, bucket)
+        return q / alpha, q.sum(axis=0) / (self.n * alpha)
+
+    def step(self, X, G, eta, t, seed, bucket):
+        _, g = self.mean(G, eta, t, seed, bucket)
+        self.ledger.moved[t].append(eta**2 * (g @ g))
+        return X - eta * g
+
+
+class IntDiana(IntSgd):
+    """The same paper, algorithm 2."""
+
+    def __init__(self, X, W, compressor, ledger, **options):
+        super().__init__(X, W, compressor, ledger)
+        self.H, self.h = np.zeros_like(X), np.zeros_like(X[0])
+
+    def step(self, X, G, eta, t, seed, bucket):
+        U, mean = self.mean(G - self.H, eta, t, seed, bucket)
+        self.H = self.H + U
+        g = self.h = self.h + mean
+        self.ledger.moved[t].append(eta**2 * (g @ g))
+        return X - eta * g
+
+
 class DPsgd:
     """X <- W X - eta G."""
 
@@ -39,7 +100,7 @@ class DPsgd:
 class EcdPsgd:
     """Tang et al. 2018, Algorithm 2, and our two changes."""
 
-    def __init__(self, X, W, compressor, published=False, horizon=10):
+    def __init__(self, X, W, compressor, published=False, horizon=10, **options):
         self.W, self.C, self.Xt = W, compressor, X.copy()
         self.published, self.horizon = published, horizon
 
@@ -55,4 +116,15 @@ class EcdPsgd:
         return X_new
 
 
-TWINS = {"allreduce": Allreduce, "d-psgd": DPsgd, "ecd-psgd": EcdPsgd}
+class Ledger:
+    """What the buckets of a model have in common: d, and how far each moved in step t."""
+
+    def __init__(self, d):
+        self.d, self.moved = d, defaultdict(list)
+
+
+def allreduce(X, W, compressor, **options):
+    return (IntSgd if compressor.summable else Allreduce)(X, W, compressor, **options)
+
+
+TWINS = {"allreduce": allreduce, "intdiana": IntDiana, "d-psgd": DPsgd, "ecd-psgd": EcdPsgd}

@@ -63,23 +63,26 @@ def run_twin(size, algorithm, topology, compressor, steps=STEPS, **options):
     """Return the same from the matrix twin."""
     W = decentral_topologies.from_name(topology, size).mixing_matrix()
     models = [Quadratic(i) for i in range(size)]
-    result = []
+    ledger = matrix_twins.Ledger(sum(map(len, models[0].flat())))
+    hs, Bs, Xs, twins = [], [], [], []
     for b in range(len(SHAPES)):
         k = len(SHAPES) - 1 - b  # buckets are in reverse order
-        X = np.array([m.flat()[b] for m in models])
-        h = models[0].h[k].numpy().ravel().astype(np.float64)
-        B = np.array([m.b[k].numpy().ravel() for m in models], np.float64)
-        twin = matrix_twins.TWINS[algorithm](X, W, compressor, **options)
-        for t in range(1, steps + 1):
-            X = twin.step(X, h * (X - B), ETA, t, SEED, b)
-        result.append(X)
-    return result
+        Xs.append(np.array([m.flat()[b] for m in models]))
+        hs.append(models[0].h[k].numpy().ravel().astype(np.float64))
+        Bs.append(np.array([m.b[k].numpy().ravel() for m in models], np.float64))
+        make = matrix_twins.TWINS[algorithm]
+        twins.append(make(Xs[b], W, compressor, ledger=ledger, **options))
+    for t in range(1, steps + 1):
+        for b, twin in enumerate(twins):
+            Xs[b] = twin.step(Xs[b], hs[b] * (Xs[b] - Bs[b]), ETA, t, SEED, b)
+    return Xs
 
 
-def compressor_for(algorithm, name="nuqsgd"):
-    # d-psgd has no compressed form and says so
-    lossless = algorithm == "d-psgd"
-    return decentral.compressors.from_name("none" if lossless else name)
+def compressor_for(algorithm):
+    # d-psgd has no compressed form, and intdiana needs integers; both say so
+    name = {"d-psgd": "none", "intdiana": "intsgd"}.get(algorithm, "nuqsgd")
+    options = {"bits": 32} if name == "intsgd" else {}  # clips nothing
+    return decentral.compressors.from_name(name, **options)
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -95,14 +98,19 @@ def test_every_algorithm_has_a_twin():
 @pytest.mark.parametrize("topology", decentral_topologies.available())
 @pytest.mark.parametrize("algorithm", decentral.algorithms.available())
 def test_equals_its_twin(algorithm, topology, size):
-    if size == 1:
-        compressor = decentral.compressors.from_name("none")  # alone, nothing is sent or rounded
-    else:
-        compressor = compressor_for(algorithm)
+    compressor = compressor_for(algorithm)
+    if size == 1:  # alone, nothing is sent or rounded
+        algorithm, compressor = "allreduce", decentral.compressors.from_name("none")
     # A rounding that float32 and float64 decide differently moves a coordinate by a whole level, so
     # few steps: enough for every weight of the recursion, too few to part.
     actual = run(size, algorithm, topology, compressor, steps=12)
     assert_same(actual, run_twin(size, algorithm, topology, compressor, steps=12))
+
+
+@pytest.mark.parametrize("size", (2, 3, 8))
+def test_all_reduce_of_integers_equals_its_twin(size):
+    args = (size, "allreduce", "ring", compressor_for("intdiana"))
+    assert_same(run(*args, steps=12), run_twin(*args, steps=12))
 
 
 @pytest.mark.parametrize("size", (2, 3, 8))
@@ -123,7 +131,7 @@ def test_ecd_with_identity_is_d_psgd(topology, size, options):
     assert_same(ecd, run(size, "d-psgd", topology, identity, steps))
 
 
-@pytest.mark.parametrize("name", ("qsgd", "qsgdinf", "nuqsgd"))
+@pytest.mark.parametrize("name", [n for n in decentral.compressors.available() if n != "none"])
 def test_all_reduce_leaves_ranks_equal_bit_for_bit(name):
     for X in run(3, "allreduce", "ring", decentral.compressors.from_name(name)):
         assert (X == X[0]).all()
@@ -163,7 +171,9 @@ def test_errors():
     nuqsgd = decentral.compressors.NUQSGD()
     with pytest.raises(ValueError, match=r"d-psgd: .*needs compressor 'none'.*use ecd-psgd"):
         decentral.algorithms.from_name("d-psgd", compressor=nuqsgd)
-    with pytest.raises(ValueError, match=r"unknown algorithm 'sgd'; known are: allreduce, d-psgd"):
+    with pytest.raises(
+        ValueError, match=r"unknown algorithm 'sgd'; known are: allreduce, intdiana, d-psgd"
+    ):
         decentral.algorithms.from_name("sgd")
     with pytest.raises(
         ValueError, match="'allreduce' has no option 'horizon'; it takes compressor"

@@ -15,14 +15,22 @@ from decentral.compressors import available, from_name, options_of
 
 KEY = (1, 2, 3, 4)  # seed, step, rank, bucket
 OPTIONS = {"bits": (2, 3, 4, 8), "block_size": (64, 8192)}
+INTEGERS = {"bits": (8, 32), "rounding": ("random", "deterministic")}
+MORE = [{"zero_level": False, "bits": 2}, {"zero_level": False}]
+MORE += [{"coding": c, "bits": b} for c in ("elias", "huffman") for b in (2, 4, 8)]
 
 
 def variants():
-    """Yield every registered compressor with each combination of those OPTIONS that it has."""
+    """Yield every registered compressor with each combination of those options that it has."""
     for name in available():
-        known = [option for option in OPTIONS if option in options_of(name)]
-        for values in itertools.product(*(OPTIONS[option] for option in known)):
-            yield from_name(name, **dict(zip(known, values, strict=True)))
+        known = options_of(name)
+        options = INTEGERS if "rounding" in known else OPTIONS
+        table = {option: values for option, values in options.items() if option in known}
+        for values in itertools.product(*table.values()):
+            yield from_name(name, **dict(zip(table, values, strict=True)))
+        for options in MORE:
+            if all(option in known for option in options):
+                yield from_name(name, **options)
 
 
 def gaussian(n, seed=0):
@@ -34,7 +42,7 @@ def as_numpy(vector):
 
 
 def round_trip(compressor, x):
-    return as_numpy(compressor.decode(compressor.encode(x, KEY)))
+    return as_numpy(compressor.decode(compressor.fresh().encode(x, KEY)))
 
 
 def assert_refused(error, match, function, *args, **options):
@@ -63,13 +71,23 @@ def block_norms(compressor, x):
 
 
 def s_of(compressor):
-    """QSGD: 2^(bits-1) codes, 0 among them. NUQSGD: the least of its levels above 0 is 2^-s."""
-    return 2 ** (compressor.bits - 1) - (1 if compressor.levels == "uniform" else 2)
+    """QSGD: 2^(bits-1) codes, 0 among them. NUQSGD: the least of its levels above 0 is 2^-s.
+
+    Without a zero level QSGD's least level is 1/s, and levels are 2/s apart.
+    """
+    b = compressor.bits
+    if not compressor.zero_level:
+        return 2**b - 1 if compressor.levels == "uniform" else 2 ** (b - 1) - 1
+    return 2 ** (b - 1) - (1 if compressor.levels == "uniform" else 2)
 
 
 def grid_of(compressor):
-    """Return the levels on [0, 1]."""
+    """Return the levels on [0, 1], and without a zero level the one below it."""
     s = s_of(compressor)
+    if not compressor.zero_level:
+        if compressor.levels == "uniform":
+            return np.arange(-1, s + 1, 2) / s
+        return np.concatenate([[-(2.0**-s)], 2.0 ** np.arange(-s, 1)])
     if compressor.levels == "uniform":
         return np.arange(s + 1) / s
     return np.concatenate([[0.0], 2.0 ** np.arange(-s, 1)])
@@ -105,10 +123,22 @@ BOUNDS = {
 }
 
 
+def without_zero_bound(compressor, d):
+    """Ours: (r - l)(l' - r) is at most half a gap squared, and r^2 / 8 between powers of 2."""
+    least = (1 / s_of(compressor)) if compressor.levels == "uniform" else 2.0 ** -s_of(compressor)
+    return d * least**2 + (1 / 8 if compressor.levels == "exponential" else 0)
+
+
 def variance_bound(compressor, d):
     """Return eps of E ||Q(v) - v||^2 <= eps ||v||^2."""
     if compressor.lossless:
         return 0.0
+    if compressor.name == "natural":
+        return 1 / 8  # Horvath et al., theorem 1
+    if compressor.summable:
+        return d / 4 / (2 ** (compressor.bits - 1) - 1) ** 2  # 1/4 each, in units of max / largest
+    if not compressor.zero_level:
+        return without_zero_bound(compressor, d)
     return BOUNDS[compressor.norm, compressor.levels](s_of(compressor), d)
 
 

@@ -51,11 +51,11 @@ def kind(request):
 def test_round_trip_keeps_shape_dtype_and_kind(compressor, kind):
     for n in (0, 1, 63, 64, 65, 1025, 8193):
         x = kind(gaussian(n))
-        payload = compressor.encode(x, KEY)
+        payload = compressor.fresh().encode(x, KEY)
         y = compressor.decode(payload)
         assert type(y) is type(payload.buffer) is type(x)
         assert y.dtype == x.dtype and y.shape == x.shape
-        same = compressor.encode(gaussian(n), KEY)
+        same = compressor.fresh().encode(gaussian(n), KEY)
         assert as_numpy(payload.buffer).tobytes() == same.buffer.tobytes()
         assert as_numpy(x).tobytes() == gaussian(n).tobytes()
         assert not compressor.lossless or as_numpy(y).tobytes() == as_numpy(x).tobytes()
@@ -67,6 +67,9 @@ def test_zeros_come_back_as_zeros(compressor, kind):
 
 def test_one_element_comes_back(compressor):
     # It is its own norm; its reciprocal is rounded, so that a level next to it has a tiny chance.
+    if compressor.name == "natural":
+        assert abs(round_trip(compressor, np.float32([-2.5]))[0]) in (2, 4)
+        return
     for value in (-2.5, 1, 3e-20, 7e30):
         assert round_trip(compressor, np.float32([value])) == pytest.approx(value, rel=1e-6)
 
@@ -96,7 +99,7 @@ def test_the_first_coordinate_that_is_not_finite_is_named(compressor, kind, valu
         x = gaussian(200)
         x[places] = value
         match = f"^{compressor.name}: expected finite .*got {value} at coordinate {min(places)}$"
-        error = assert_refused(NotFiniteError, match, compressor.encode, kind(x), KEY)
+        error = assert_refused(NotFiniteError, match, compressor.fresh().encode, kind(x), KEY)
         assert error.index == min(places)
 
 
@@ -106,7 +109,10 @@ def test_values_near_the_end_of_float32_come_back_or_are_named(compressor):
     if compressor.lossless:
         assert round_trip(compressor, x).tobytes() == x.tobytes()
         return
-    error = assert_refused(NotFiniteError, "coordinate 150$", compressor.encode, x, KEY)
+    if compressor.summable:  # its scale is a largest value, and has no square
+        assert round_trip(compressor, x)[150] == pytest.approx(-3e38, rel=1e-2)
+        return
+    error = assert_refused(NotFiniteError, "coordinate 150$", compressor.fresh().encode, x, KEY)
     assert error.index == 150
 
 
@@ -122,34 +128,36 @@ WRONG = [
 
 
 def test_wrong_vectors_are_refused(compressor):
-    payload = compressor.encode(np.ones(4, np.float32), KEY)
+    payload = compressor.fresh().encode(np.ones(4, np.float32), KEY)
     for vector, error, match in WRONG:
-        assert_refused(error, f"^{compressor.name}: x .*{match}", compressor.encode, vector, KEY)
+        assert_refused(
+            error, f"^{compressor.name}: x .*{match}", compressor.fresh().encode, vector, KEY
+        )
         for function in (compressor.decode, compressor.accumulate):
             assert_refused(error, f"^{compressor.name}: out .*{match}", function, payload, vector)
 
 
 def test_wrong_sizes_are_refused(compressor, kind):
-    payload = compressor.encode(kind(gaussian(1000)), KEY)
+    payload = compressor.fresh().encode(kind(gaussian(1000)), KEY)
     for function in (compressor.decode, compressor.accumulate):
         match = "out must have 1000 coordinates, got 999"
         assert_refused(ValueError, match, function, payload, kind(np.zeros(999, np.float32)))
     match, small = "take it from new_payload", compressor.new_payload(900)
-    assert_refused(ValueError, match, compressor.encode, gaussian(1000), KEY, small)
+    assert_refused(ValueError, match, compressor.fresh().encode, gaussian(1000), KEY, small)
 
 
 def test_payloads_of_other_compressors_are_refused(compressor):
     out = np.zeros(1000, np.float32)
     for other in VARIANTS:
         if repr(other) != repr(compressor):
-            payload = other.encode(gaussian(1000), KEY)
+            payload = other.fresh().encode(gaussian(1000), KEY)
             for function in (compressor.decode, compressor.accumulate):
                 assert_refused(ValueError, "another compressor or options", function, payload, out)
     assert not out.any()
 
 
 def test_cut_payloads_are_refused(compressor, kind):
-    whole = compressor.encode(kind(gaussian(1000)), KEY).buffer
+    whole = compressor.fresh().encode(kind(gaussian(1000)), KEY).buffer
     for end, match in [(0, "at least 32 "), (31, "at least 32 "), (32, "header"), (-1, "header")]:
         payload, out = Payload(whole[:end]), kind(np.zeros(1000, np.float32))
         assert_refused(ValueError, match, compressor.decode, payload)
@@ -157,14 +165,14 @@ def test_cut_payloads_are_refused(compressor, kind):
 
 
 def test_a_size_that_does_not_fit_the_body_is_refused(compressor):
-    payload = compressor.encode(gaussian(1000), KEY)
+    payload = compressor.fresh().encode(gaussian(1000), KEY)
     payload.buffer[16:24].view("<u8")[0] = 2**40
     assert_refused(ValueError, f"for {2**40} coordinates", compressor.decode, payload)
 
 
 def test_wrong_magic_and_version_are_refused(compressor, kind):
     for offset in (0, 3, 4, 5):
-        payload = compressor.encode(kind(gaussian(100)), KEY)
+        payload = compressor.fresh().encode(kind(gaussian(100)), KEY)
         payload.buffer[offset] += 1
         assert_refused(ValueError, "magic b'DCNT' and format version 1", compressor.decode, payload)
 
@@ -175,36 +183,44 @@ def test_wrong_magic_and_version_are_refused(compressor, kind):
 def test_nbytes_is_exact_and_known_in_advance(compressor, kind):
     assert HEADER_NBYTES == 32
     for n in (0, 1, 63, 64, 65, 1001, 8193):
-        payload = compressor.encode(kind(gaussian(n)), KEY)
-        assert payload.nbytes == len(payload.buffer) == 32 + compressor.body_nbytes(n)
-        assert compressor.new_payload(n).nbytes == payload.nbytes
+        payload = compressor.fresh().encode(kind(gaussian(n)), KEY)
+        assert compressor.new_payload(n).nbytes == 32 + compressor.body_nbytes(n)
+        assert payload.nbytes == len(payload.buffer) <= 32 + compressor.body_nbytes(n)
+        assert payload.nbytes >= 32 + compressor.least_body_nbytes(n)
+        if not compressor.fixed_length:
+            continue
+        assert (
+            payload.nbytes == 32 + compressor.body_nbytes(n) == 32 + compressor.least_body_nbytes(n)
+        )
         if compressor.lossless:
             assert payload.nbytes == 32 + 4 * n
-        elif hasattr(compressor, "bits"):
-            blocks = -(-n // compressor.block_size)
-            assert payload.nbytes == 32 + 4 * blocks + -(-n * compressor.bits // 8)
+            continue
+        blocks = -(-n // getattr(compressor, "block_size", max(1, n)))
+        scales = {"natural": 0, "ef-signsgd": 8 * blocks, "intsgd": 4, "heuristic-intsgd": 4}
+        codes = -(-n * getattr(compressor, "bits", 1) // 8)  # EF-SignSGD: a sign
+        assert payload.nbytes == 32 + scales.get(compressor.name, 4 * blocks) + codes
 
 
 def test_the_header_tells_step_bucket_and_size(compressor):
-    header = compressor.encode(gaussian(70), (1, 2**32 + 5, 3, 65535)).header()
+    header = compressor.fresh().encode(gaussian(70), (1, 2**32 + 5, 3, 65535)).header()
     assert (header.step, header.bucket, header.numel) == (5, 65535, 70)
 
 
 def test_equal_keys_give_equal_bytes_and_every_part_of_the_key_matters(compressor):
     x = gaussian(1000)
-    first, second = (compressor.encode(x, KEY) for _ in range(2))
+    first, second = (compressor.fresh().encode(x, KEY) for _ in range(2))
     assert first is not second and first.buffer.tobytes() == second.buffer.tobytes()
     for key in [(2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5)]:
-        differ = (compressor.encode(x, key).body != first.body).any()
+        differ = compressor.fresh().encode(x, key).body.tobytes() != first.body.tobytes()
         assert differ == (compressor.unbiased and not compressor.lossless)
 
 
 def test_payloads_can_be_used_again(compressor, kind):
     x = kind(gaussian(1001))
-    expected = compressor.encode(x, KEY)
-    used = compressor.encode(kind(gaussian(1001, seed=1)), (5, 6, 7, 8))
+    expected = compressor.fresh().encode(x, KEY)
+    used = compressor.fresh().encode(kind(gaussian(1001, seed=1)), (5, 6, 7, 8))
     used.buffer[:] = 255  # also the bits that fill up the last byte have to be written
-    assert compressor.encode(x, KEY, out=used) is used
+    assert compressor.fresh().encode(x, KEY, out=used) is used
     assert as_numpy(used.buffer).tobytes() == as_numpy(expected.buffer).tobytes()
     out = kind(np.full(1001, np.nan, np.float32))
     assert compressor.decode(used, out=out) is out
@@ -212,7 +228,7 @@ def test_payloads_can_be_used_again(compressor, kind):
 
 
 def test_accumulate_adds_the_weighted_decoded_values(compressor, kind):
-    payload = compressor.encode(kind(gaussian(1001)), KEY)
+    payload = compressor.fresh().encode(kind(gaussian(1001)), KEY)
     start, y = gaussian(1001, seed=1), as_numpy(compressor.decode(payload)).astype(np.float64)
     for weight in (1.0, -0.3, 1 / 3, 0.0):
         out = kind(start)
@@ -244,10 +260,13 @@ def test_variance_is_under_the_bound_and_above_a_floor(compressor):
     squares, x = errors_over_keys(compressor, NUMEL, KEYS) ** 2, gaussian(NUMEL)
     bound = sum(variance_bound(compressor, b.size) * (b @ b) for b in blocks_of(compressor, x))
     totals = squares.sum(axis=1)
-    assert totals.mean() <= bound + SIGMAS * totals.std() / np.sqrt(KEYS)
+    rounding = 2.0**-46 * (x.astype(np.float64) @ x)  # of float32 itself, to see 32 bits' by
+    assert totals.mean() <= bound + SIGMAS * totals.std() / np.sqrt(KEYS) + rounding
     # The least here is QSGDinf's with 8 bits and blocks of 64: a level every 1/127 of about 2.4
     # standard deviations, so (2.4 / 127)^2 / 6 = 6e-5. Not to quantize at all gives zero.
-    assert compressor.lossless == (totals.mean() < 1e-5 * (x.astype(np.float64) @ x))
+    # IntSGD's with 32 bits is far below.
+    floor = 1e-5 if not compressor.summable else 1e-20
+    assert compressor.lossless == (totals.mean() < floor * (x.astype(np.float64) @ x))
 
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -260,9 +279,10 @@ finite = st.floats(-(2.0**100), 2.0**100, width=32)
     key=st.tuples(*[st.integers(0, 60_000)] * 4),
 )
 def test_any_vector_comes_back_within_its_norm(x, compressor, key):
-    y = compressor.decode(compressor.encode(x, key))
+    y = compressor.decode(compressor.fresh().encode(x, key))
     assert y.shape == x.shape and np.isfinite(y).all()
-    assert ((y == 0) | (np.sign(y) == np.sign(x))).all()
+    if getattr(compressor, "zero_level", compressor.name != "ef-signsgd"):
+        assert ((y == 0) | (np.sign(y) == np.sign(x))).all()
     norms = block_norms(compressor, x) if x.size else 0
     assert (np.abs(y.astype(np.float64) - x) <= norms * (1 + 1e-6)).all()
     assert not compressor.lossless or y.tobytes() == x.tobytes()
@@ -289,11 +309,11 @@ def test_unknown_names_and_options_list_the_known_ones():
 
 def test_options_out_of_range_are_refused():
     for option, values, expected in [
-        ("bits", (9, 1, 0, "4", 4.0, None), "must be 2..8"),
+        ("bits", (9, 1, 0, "4", 4.0, None), r"must be (2\.\.8|8 or 32 \(int8, int32\))"),
         ("block_size", (0, -1, 64.0, "64", 2**31), "must be an integer from 1 to 2147483647"),
     ]:
         names = [name for name in available() if option in options_of(name)]
-        assert len(names) >= 3
+        assert len(names) >= 4
         for name, value in itertools.product(names, values):
             match = f"^{name}: {option} {expected}, got {value!r}(; .*)?$"
             assert_refused(ValueError, match, from_name, name, **{option: value})

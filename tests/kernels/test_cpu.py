@@ -117,7 +117,7 @@ def test_a_norm_can_be_too_large_though_no_coordinate_is():
 
 # --- threads
 
-LONG = 3 * backend._UNITS_PER_THREAD * UNIT + 12345  # enough for three threads
+LONG = 3 * backend.GRAIN + 12345  # enough for three threads
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""IntSGD's rounding for the CPU: float32 -> integers that MPI may add, and back.
+
+reference_integers.py has the same in NumPy; what cpu.py says of casts and cache holds here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numba import float32, float64, njit, types, uint32
+
+from .cpu import _ABS, _bits_of, _draw, _float_of, _sum_of_squares
+from .layout import NORM_WIDTH, STAMP, UNIT
+from .rng import DRAW_BITS
+
+u32, f32 = np.uint32, np.float32
+_INF_BITS = u32(255 << DRAW_BITS)
+
+_read_floats = types.Array(types.float32, 1, "C", readonly=True)
+_int = types.int64
+_WIRE = {8: (types.int8, np.int8), 32: (types.int32, np.int32)}
+
+
+@lru_cache(maxsize=None)
+def rounder(bits: int, random: bool) -> Callable[..., tuple[int, int, float]]:
+    """Return the kernel that writes Int(alpha x), clipped to low..high, of a range of coordinates.
+
+    It returns (1 if a coordinate is not finite, how many were clipped, the largest |integer| that
+    was to be written, as a float).
+    """
+    stamp = STAMP
+    wire, kind = _WIRE[bits]
+    signature = types.Tuple((_int, _int, float32))(
+        _read_floats, float32, uint32, uint32, _int, float32, float32, wire[::1], _int, _int
+    )
+
+    @njit(signature, nogil=True, cache=True)
+    def round_(x, alpha, k0, k1, start, low, high, out, first, last):
+        clipped, top, largest = 0, u32(0), u32(0)
+        if stamp < 0:  # never; see STAMP
+            return clipped, clipped, f32(0)
+        for begin in range(first, last, UNIT):  # pieces, for counters of 32 bits and plain indices
+            part = x[begin : min(begin + UNIT, last)]
+            integers = out[begin : min(begin + UNIT, last)]
+            outside = u32(0)
+            for i in range(part.size):
+                v = part[i]
+                top = max(top, u32(_bits_of(v) & _ABS))
+                t = f32(v * alpha)
+                if random:
+                    q = f32(np.floor(t))
+                    up = f32(f32(t - q) * f32(1 << DRAW_BITS))  # exact: probability times 2^23
+                    random_bits = _draw(k0, k1, u32(u32(start + begin) + u32(i)))
+                    q = f32(q + f32(1)) if f32(np.int32(random_bits)) < up else q
+                else:
+                    q = f32(np.rint(t))
+                largest = max(largest, u32(_bits_of(q) & _ABS))
+                inside = min(max(q, low), high)
+                outside += u32(1) if inside != q else u32(0)
+                integers[i] = kind(np.int32(inside))
+            clipped += outside
+        return (1 if top >= _INF_BITS else 0), clipped, _float_of(largest)
+
+    return round_
+
+
+@lru_cache(maxsize=None)
+def expander(bits: int, add: bool) -> Callable[..., None]:
+    """Return the kernel that writes, or adds, scale * (integers)."""
+    stamp = STAMP
+    read_wire = types.Array(_WIRE[bits][0], 1, "C", readonly=True)
+
+    @njit(types.void(read_wire, float32, types.float32[::1], _int, _int), nogil=True, cache=True)
+    def expand(integers, scale, out, first, last):
+        if stamp < 0:  # never; see STAMP
+            return
+        target, source = out[first:last], integers[first:last]
+        for i in range(target.size):
+            value = f32(f32(source[i]) * scale)
+            if add:
+                target[i] += value
+            else:
+                target[i] = value
+
+    return expand
+
+
+@njit(float64(_read_floats), nogil=True, cache=True)
+def sum_of_squares(x):
+    """Return the sum of squares in float64, added in the order of reference._sum_of_squares."""
+    return _sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH)
