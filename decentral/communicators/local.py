@@ -122,7 +122,7 @@ class LocalCommunicator(Communicator):
     def all_reduce_max(self, value: float) -> float:
         """See Communicator.all_reduce_max."""
         self.bytes_sent += all_reduce_nbytes(4, self.size)
-        return max(self._all_gather(value))
+        return max(self._all_gather(float(np.float32(value))))
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""

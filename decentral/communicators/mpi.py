@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
 _SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
 _EXIT_WAIT_S = 10.0
+# From this many bytes on integers are added by our ring: MPICH adds int8 hardly faster than float32,
+# and Open MPI's int32 is slower than the ring's (docs/performance.md); below it latency counts.
+_RING_FROM = 1 << 16
 _CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 
 
@@ -103,8 +106,6 @@ class MPICommunicator(Communicator):
         self._oversubscribed = True  # until _place() knows
         self._place()
         self.device_direct = cuda_aware()
-        # MPICH adds int8 no faster than float32, Open MPI several times faster.
-        self._slow_integers = "MPICH" in MPI.Get_library_version()
         if self.size > 1:
             end_job_on_exception(self.rank, self.size, self._comm.Abort)
             atexit.register(self._finish)
@@ -166,7 +167,7 @@ class MPICommunicator(Communicator):
         wire = Wire(vector)
         buffer = wire.outgoing(self.device_direct)
         self.bytes_sent += all_reduce_nbytes(buffer.nbytes, self.size)
-        if buffer.dtype.kind == "i" and self._slow_integers and self.size > 1:
+        if buffer.dtype.kind == "i" and buffer.nbytes >= _RING_FROM and self.size > 1:
             return RingSum(self._comm, buffer, self._wait_for)
         requests = [
             self._comm.Iallreduce(MPI.IN_PLACE, buffer[at : at + _CHUNK], MPI.SUM)

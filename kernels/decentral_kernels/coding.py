@@ -86,7 +86,9 @@ class Coder:
         self._check(packed, numel)
         head = self._head_nbytes(numel)
         if stream.size < head:
-            raise ValueError(f"{self} of {numel} codes begins with {head} bytes, got {stream.size}")
+            raise ValueError(
+                f"{self._what} of {numel} codes begins with {head} bytes, got {stream.size}"
+            )
         at = self._table_nbytes() if numel else 0
         table = self._decoding_table(stream[:at]) if numel else None
         edges = self._edges(stream[at:head].view("<u4"), stream.size - head)
@@ -101,7 +103,9 @@ class Coder:
         )
         bad = min((f for f in found if f >= 0), default=-1)
         if bad >= 0:
-            raise ValueError(f"segment {bad // 8} of {self} cannot be decoded: {PROBLEMS[bad % 8]}")
+            raise ValueError(
+                f"segment {bad // 8} of {self._what} cannot be decoded: {PROBLEMS[bad % 8]}"
+            )
 
     def nbits(self, packed: Bytes, numel: int) -> int:
         """Return how many bits the code words of `numel` packed codes take, without all else."""
@@ -123,8 +127,9 @@ class Coder:
             tables.elias_encoding_table(self.bits, self.zero_level)
             tables.elias_decoding_table(self.bits, self.zero_level)
 
-    def __str__(self) -> str:
-        return f"an {self.kind.title()} stream" if self.kind == "elias" else "a Huffman stream"
+    @property
+    def _what(self) -> str:
+        return "an Elias stream" if self.kind == "elias" else "a Huffman stream"
 
     def _check(self, packed: Bytes, numel: int) -> None:
         """Refuse what would make a kernel, which checks no index, leave its arrays."""
@@ -215,7 +220,7 @@ class Coder:
         np.cumsum(sizes, out=edges[1:])
         if edges[-1] > nbytes:
             segment = int(np.argmax(edges[1:] > nbytes))
-            raise ValueError(f"segment {segment} of {self} cannot be decoded: {PROBLEMS[0]}")
+            raise ValueError(f"segment {segment} of {self._what} cannot be decoded: {PROBLEMS[0]}")
         if edges[-1] < nbytes:
-            raise ValueError(f"{self} has {nbytes - edges[-1]} bytes after its last segment")
+            raise ValueError(f"{self._what} has {nbytes - edges[-1]} bytes after its last segment")
         return edges

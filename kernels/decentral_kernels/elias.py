@@ -1,12 +1,12 @@
 """Elias coding of packed codes: gaps, signs and levels as the QSGD paper's ENCODE writes them.
 
-Source: QSGD (Alistarh et al., NeurIPS 2017), section 3.1 and appendix A.2 and A.3; NUQSGD (JMLR
-2021) codes the same way. For each nonzero of a segment: Elias(gap from the one before; the first
-counts from position -1), a sign bit, Elias(level), where Elias is the recursive (omega) code. The
-end of a segment is ours: a gap to the place one past its last coordinate. Where codes have no zero
-level, every gap would be 1 and is left out: a sign bit and Elias(level + 1) per coordinate, which
-is the paper's variant for dense vectors. Bits go most significant first into bytes, and a segment
-is filled up with zero bits to whole bytes.
+Source: QSGD (Alistarh et al., NeurIPS 2017), section 3.1 and its appendix; NUQSGD (JMLR 2021) codes
+the same way. For each nonzero of a segment: Elias(gap from the one before; the first counts from
+position -1), a sign bit, Elias(level), where Elias is the recursive (omega) code. The end of a
+segment is ours: a gap to the place one past its last coordinate. Where codes have no zero level,
+every gap would be 1 and is left out: a sign bit and Elias(level + 1) per coordinate, much like the
+paper's variant for dense vectors. Bits go most significant first into bytes, and a segment is
+filled up with zero bits to whole bytes.
 
 Decoding looks WINDOW bits up at once: an entry of the table has all the nonzeros that these bits
 hold, so that it writes up to RUN coordinates. What no entry has is decoded number by number.

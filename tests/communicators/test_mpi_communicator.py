@@ -2,10 +2,11 @@
 
 import communicator_contract
 import pytest
+import sums_contract
 
 from decentral.communicators import as_communicator
 
-CHECKS = [name for name in dir(communicator_contract) if name.startswith("check_")]
+CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract)
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,9 @@ def comm():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(comm, check):
-    getattr(communicator_contract, check)(comm)
+    check(comm)
 
 
 @pytest.mark.mpi

@@ -16,10 +16,14 @@ SEEDING = threading.Lock()  # ranks that are threads share torch's generator
 CASES = [
     ("allreduce", "none"),
     ("allreduce", "nuqsgd"),
-    ("allreduce", "qsgd"),
+    ("allreduce", "ef-signsgd"),
+    ("allreduce", "intsgd"),
+    ("allreduce", "heuristic-intsgd"),
+    ("intdiana", "intsgd"),
     ("d-psgd", "none"),
     ("ecd-psgd", "nuqsgd"),
-    ("ecd-psgd", "qsgdinf"),
+    ("ecd-psgd", "nuqsgd huffman"),
+    ("ecd-psgd", "qsgdinf elias"),
 ]
 
 
@@ -29,7 +33,8 @@ def make(comm, algorithm, codec, topology="ring", width=40):
         model = torch.nn.Sequential(
             torch.nn.Linear(12, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 3)
         )
-    compressor = decentral.compressors.from_name(codec)
+    name, *coding = codec.split()
+    compressor = decentral.compressors.from_name(name, **({"coding": coding[0]} if coding else {}))
     opt = decentral.DistributedOptimizer(
         torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
         model,
@@ -59,8 +64,13 @@ def comm():
     return as_communicator()
 
 
-@pytest.mark.parametrize("topology", ("ring", "torus", "complete"))
-@pytest.mark.parametrize(("algorithm", "codec"), CASES)
+GOSSIP = [case for case in CASES if case[0].endswith("psgd")]
+ON_TOPOLOGIES = [(*c, "ring") for c in CASES] + [
+    (*c, topology) for c in GOSSIP for topology in ("torus", "complete")
+]
+
+
+@pytest.mark.parametrize(("algorithm", "codec", "topology"), ON_TOPOLOGIES)
 def test_equals_threads(comm, algorithm, codec, topology):
     everyone = comm.all_gather_object(train(comm, algorithm, codec, topology))
     if comm.rank != 0:
@@ -69,6 +79,8 @@ def test_equals_threads(comm, algorithm, codec, topology):
     for (own, mean, stats), (own_t, mean_t, stats_t) in zip(everyone, threads, strict=True):
         if (algorithm, codec) == ("allreduce", "none"):
             np.testing.assert_allclose(own, own_t, atol=1e-4)  # MPI adds in an order of its own
+        elif codec == "intsgd":  # its first step is a float32 one, so roundings may part later
+            np.testing.assert_allclose(own, own_t, atol=1e-4)
         else:
             assert (own == own_t).all()
         np.testing.assert_allclose(mean, mean_t, atol=1e-4)

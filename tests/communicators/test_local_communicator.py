@@ -2,14 +2,16 @@
 
 import threading
 
+import communicator_contract
 import numpy as np
 import pytest
+import sums_contract
 
 from decentral.communicators import Communicator, LocalCommunicator, as_communicator, run_local
 from decentral.payload import Payload
-from tests.communicators.communicator_contract import CHECKS
 
 SIZES = (1, 2, 3, 4, 8)
+CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract)
 
 
 @pytest.mark.parametrize("size", SIZES)
