@@ -6,10 +6,12 @@ Importing it starts neither MPI nor CUDA.
 from . import algorithms, communicators, compressors
 from ._version import __version__
 from .compressors import NotFiniteError
+from .lsvrg import LSVRG
 from .optimizer import DistributedOptimizer
 from .startup import MismatchError
 
 __all__ = [
+    "LSVRG",
     "DistributedOptimizer",
     "MismatchError",
     "NotFiniteError",

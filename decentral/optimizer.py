@@ -90,11 +90,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         vectors = [b.gather(b.parameters, b.empty()) for b in self._buckets]
         algorithm.start(self._seed, vectors, [b.numels for b in self._buckets])
         if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
-            for p in self._parameters():
+            for p in itertools.chain.from_iterable(b.parameters for b in self._buckets):
                 p.register_post_accumulate_grad_hook(self._gradient_ready)
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return itertools.chain.from_iterable(b.parameters for b in self._buckets)
 
     @property
     def communicator(self) -> Communicator:
@@ -290,7 +287,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         what the compressor counts (intsgd: clipped, largest_integer).
         """
         numel = sum(b.numel for b in self._buckets)
-        message = sum(self._algorithm.message_nbytes(b) for b in range(len(self._buckets)))
+        message = sum(map(self._algorithm.message_nbytes, range(len(self._buckets))))
         return {
             "steps": self._steps,
             "parameters": numel,

@@ -87,7 +87,9 @@ def test_resuming_is_going_on(name, compressed, size):
     for (tensors, steps), (wanted, _) in zip(resumed, expected, strict=True):
         equal(tensors, wanted)
         assert steps == 10
-    if not cases.averages_gradients(name) and size > 1:  # then ranks differ, and each must have had its own file
+    if (
+        not cases.averages_gradients(name) and size > 1
+    ):  # then ranks differ, and each must have had its own file
         assert not torch.equal(expected[0][0][0], expected[1][0][0])
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
 _SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
 _EXIT_WAIT_S = 10.0
-# From this many bytes on integers are added by our ring: MPICH adds int8 hardly faster than float32,
-# and Open MPI's int32 is slower than the ring's (docs/performance.md); below it latency counts.
+# From this many bytes on integers are added by our ring: MPICH adds int8 hardly faster than float32
+# (benchmarks/integer_all_reduce.py); below it latency counts.
 _RING_FROM = 1 << 16
 _CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 

@@ -79,7 +79,8 @@ def not_finite(name: str, x: Any, start: int, length: int, what: str) -> NotFini
         )
     index = start + int(part.abs().argmax())
     return NotFiniteError(
-        f"{name}: {what} is 2^126 or more, too large for float32; the largest value is {float(x[index]):g} at coordinate {index}",
+        f"{name}: {what} is 2^126 or more, too large for float32; the largest value is "
+        f"{float(x[index]):g} at coordinate {index}",
         index,
     )
 

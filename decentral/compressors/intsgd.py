@@ -4,7 +4,7 @@ Mishchenko, Wang, Kovalev, Richtarik: "IntSGD: Adaptive Floatless Compression of
 Gradients", ICLR 2022, arXiv:2102.08374, algorithm 1:
 
     the first step is exact (floats)
-    r_k     = beta r_{k-1} + (1 - beta) ||x^k - x^{k-1}||^2
+    r_k     = beta r_{k-1} + (1 - beta) ||x^k - x^{k-1}||^2,  r_1 = ||x^1 - x^0||^2
     alpha_k = eta_k sqrt(d) / sqrt(2 n r_k + eta_k^2 eps^2)
     q_i     = Int(alpha_k g_i),  S = sum_i q_i,  g = S / (n alpha_k)
 
@@ -68,8 +68,8 @@ class IntSGD(IntegerCompressor):
         self.blockwise, self.beta, self.eps = bool(blockwise), beta, eps
         self._step, self._exact = 0, True
         self._rates: Matrix = []
-        self.r: Matrix = []
-        self._moved: Matrix = []  # of the last step, not yet in r; empty before the first
+        self.r: Matrix = []  # empty until the first movement
+        self._moved: Matrix = []  # of the last step, not yet in r
 
     def __repr__(self) -> str:
         blockwise = ", blockwise=True" if self.blockwise else ""
@@ -79,11 +79,6 @@ class IntSGD(IntegerCompressor):
         """See Compressor.fresh."""
         return type(self)(self.bits, self.rounding, self.blockwise, self.beta, self.eps)
 
-    def attach(self, size: int, parts: Sequence[Sequence[int]]) -> None:
-        """See IntegerCompressor.attach."""
-        super().attach(size, parts)
-        self.r = [[0.0] * len(p) for p in parts]
-
     def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
         """See IntegerCompressor.begin_step."""
         if step == self._step:  # gradients are averaged again in the same step
@@ -91,11 +86,13 @@ class IntSGD(IntegerCompressor):
         super().begin_step(step, rates)
         self._step, self._rates = step, [list(row) for row in rates]
         self._exact = not self._moved  # the first step
-        if self._moved:
-            self.r = [
-                [self.beta * r + (1 - self.beta) * m for r, m in zip(*rows, strict=True)]
-                for rows in zip(self.r, self._moved, strict=True)
-            ]
+        if not self.r:
+            self.r = list(self._moved)
+            return
+        self.r = [
+            [self.beta * r + (1 - self.beta) * m for r, m in zip(*rows, strict=True)]
+            for rows in zip(self.r, self._moved, strict=True)
+        ]
 
     def alphas(self, bucket: int, x: Any, all_max: Callable[[float], float]) -> Any:
         """See IntegerCompressor.alphas."""
@@ -117,11 +114,11 @@ class IntSGD(IntegerCompressor):
         """See IntegerCompressor.observe."""
         if not self._moved:
             self._moved = [[0.0] * len(p) for p in self.parts]
-        start = 0
-        for part, numel in enumerate(self.parts[bucket]):
-            square = kernels.sum_of_squares(g[start : start + numel])
-            self._moved[bucket][part] = self._rates[bucket][part] ** 2 * square
+        row, start = [], 0
+        for eta, numel in zip(self._rates[bucket], self.parts[bucket], strict=True):
+            row.append(eta**2 * kernels.sum_of_squares(g[start : start + numel]))
             start += numel
+        self._moved[bucket] = row
 
     def state_dict(self) -> dict[str, Any]:
         """Return r and the last movement, float64 per tensor, by bucket, and the count of clips."""

@@ -9,6 +9,7 @@ sum follows are rounded on their own (`_mul`, `_add`), since a fused multiply-ad
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -48,16 +49,7 @@ if SIMULATED:
     def _float_of(i: Any) -> Any:
         return i.view(np.float32)
 
-    def _mul(a: Any, b: Any) -> Any:
-        return a * b
-
-    def _add(a: Any, b: Any) -> Any:
-        return a + b
-
-    def _div(a: Any, b: Any) -> Any:
-        return a / b
-
-    _sqrt = np.sqrt
+    _mul, _add, _div, _sqrt = operator.mul, operator.add, operator.truediv, np.sqrt
 else:
     from numba.cuda import libdevice
 
@@ -260,18 +252,16 @@ def encode(
 ) -> int:
     """Write scales and packed codes of a device vector; return the first bad block or -1.
 
-    Arrays offer __cuda_array_interface__ and lie on the current device; `stream` is the handle of
-    the CUDA stream to run on, on which this waits, since the answer has to come back.
+    Arrays lie on the current device; `stream` is the handle of the CUDA stream to run on, on which
+    this waits, since the answer has to come back.
     """
     if x.shape[0] == 0:
         return -1
-    x, scales, codes = (_device_array(a) for a in (x, scales, codes))
-    on = _stream(stream)
+    (x, scales, codes), on = map(_device_array, (x, scales, codes)), _stream(stream)
     first_bad = cuda.to_device(np.array([_NONE_BAD], np.int32), stream=on)
     norms = _compiled(norm_kernel, q.norm == "max")
-    norms[_grid(scales.size), _THREADS, on](
-        x, q.block_size, norm_width(q.block_size), scales, first_bad
-    )
+    width = norm_width(q.block_size)
+    norms[_grid(scales.size), _THREADS, on](x, q.block_size, width, scales, first_bad)
     quantize = _compiled(encode_kernel, q.bits, q.levels == "exponential", q.zero_level)
     quantize[_grid(-(-x.size // UNIT)), _THREADS, on](
         x, u32(key[0]), u32(key[1]), q.block_size, scales, codes
@@ -285,7 +275,7 @@ def _decode(
 ) -> None:
     if out.shape[0] == 0:
         return
-    scales, codes, out = (_device_array(a) for a in (scales, codes, out))
+    scales, codes, out = map(_device_array, (scales, codes, out))
     kernel = _compiled(decode_kernel, q.bits, q.levels == "exponential", add, q.zero_level)
     kernel[_grid(-(-out.size // UNIT)), _THREADS, _stream(stream)](
         scales, codes, q.block_size, f32(weight), out

@@ -52,8 +52,8 @@ class IntSgd:
 
     def alpha(self, t, eta):
         """r_k = beta r_{k-1} + (1 - beta) ||x^k - x^{k-1}||^2, from all buckets' movements."""
-        beta, eps, r = self.C.beta, self.C.eps, 0.0
-        for k in range(1, t):
+        beta, eps, r = self.C.beta, self.C.eps, sum(self.ledger.moved[1])
+        for k in range(2, t):
             r = beta * r + (1 - beta) * sum(self.ledger.moved[k])
         d = self.ledger.d
         return eta * np.sqrt(d) / np.sqrt(2 * self.n * r + eta**2 * eps**2)
