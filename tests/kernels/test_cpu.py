@@ -26,6 +26,7 @@ from kernel_cases import (
 
 import decentral_kernels
 from decentral_kernels import Quantizer, backend, cpu, fold_key, reference
+from decentral_kernels import threads as kernel_threads
 from decentral_kernels.layout import UNIT
 
 # Each family starts at another place in the list of block sizes, so that each width meets each
@@ -42,9 +43,9 @@ widths = pytest.mark.parametrize("bits", BITS)
 @pytest.fixture
 def threads():
     """Return the setter of the number of threads, and undo what it did."""
-    before = backend.get_num_threads()
-    yield backend.set_num_threads
-    backend.set_num_threads(before)
+    before = decentral_kernels.get_num_threads()
+    yield decentral_kernels.set_num_threads
+    decentral_kernels.set_num_threads(before)
 
 
 def test_the_sample_of_sizes_covers_what_it_should():
@@ -124,7 +125,7 @@ LONG = 3 * backend.GRAIN + 12345  # enough for three threads
 def shared(monkeypatch):
     """Count into how many ranges each call was split among the pool's threads."""
     counts = []
-    pool = backend._pool
+    pool = kernel_threads._pool
 
     class Counting:
         def __init__(self, threads):
@@ -134,7 +135,7 @@ def shared(monkeypatch):
             counts.append(len(firsts))
             return self.pool.map(run, firsts, lasts)
 
-    monkeypatch.setattr(backend, "_pool", Counting)
+    monkeypatch.setattr(kernel_threads, "_pool", Counting)
     return counts
 
 
@@ -165,7 +166,7 @@ def test_threads_find_the_first_bad_block(count, threads):
 
 def test_a_short_vector_stays_on_one_thread(threads, shared):
     threads(3)
-    x = vector("gaussian", 2 * backend._UNITS_PER_THREAD * UNIT - UNIT)
+    x = vector("gaussian", 2 * backend.GRAIN - UNIT)
     assert_equals_reference(backend, x, Quantizer(4, 8192, "l2", "exponential"), weights=())
     assert shared == []
 

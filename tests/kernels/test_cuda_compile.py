@@ -108,6 +108,20 @@ def test_decode_kernel(bits, levels, add):
 
 
 @compiles
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_kernels_without_a_zero_level(bits, levels):
+    from decentral_kernels import cuda
+
+    exponential = levels == "exponential"
+    for capability in capabilities_for(bits, exponential):
+        encode = cuda.encode_kernel(bits, exponential, False)
+        decode = cuda.decode_kernel(bits, exponential, True, False)
+        assert_exact_and_in_registers(ptx_of(encode, ENCODE, capability))
+        assert_exact_and_in_registers(ptx_of(decode, DECODE, capability))
+
+
+@compiles
 def test_the_checks_of_the_ptx_find_what_they_look_for():
     from numba import cuda
 

@@ -91,3 +91,11 @@ def test_a_grid_smaller_than_the_work(monkeypatch):
     # On a GPU this takes a vector of more than 65536 blocks or units.
     monkeypatch.setattr(cuda, "_MAX_GRID", 2)
     assert_equals_reference(cuda, vector("gaussian", 3500), Quantizer(5, 900, "max", "uniform"))
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_without_a_zero_level(bits, levels):
+    q = Quantizer(bits, 100, "l2", levels, zero_level=False)
+    for kind in ("gaussian", "negative-zeros"):
+        assert_equals_reference(cuda, vector(kind, 300), q)
