@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import decentral
 from decentral.payload import Payload
@@ -41,6 +42,28 @@ def test_read_only_arrays_are_read_and_not_written(compressor):
 def test_a_key_that_does_not_fit_is_refused(compressor, key):
     with pytest.raises(ValueError, match=r"key must be \(seed, step, rank, bucket\)"):
         compressor.encode(np.ones(3, np.float32), key)
+
+
+CODED = decentral.compressors.NUQSGD(coding="huffman")
+STAGED = [c for c in [*EVERY, CODED] if not c.device_kernels]  # tests/gpu has the others
+
+
+@pytest.mark.parametrize("compressor", STAGED, ids=repr)
+def test_what_has_no_device_kernels_is_staged(compressor, monkeypatch):
+    """Tensors of the host stand for those of a GPU: everything but the copy is the same."""
+    x, y = torch.linspace(-1, 1, 3000), torch.linspace(0, 1, 3000)
+    host = compressor.fresh().encode(x, KEY)
+    expected, added = compressor.decode(host), y.clone()
+    compressor.accumulate(host, added, 0.25)
+    for module in (decentral.payload, decentral.compressors.base):
+        monkeypatch.setattr(module, "as_array", lambda vector: vector)
+    payload = compressor.fresh().encode(x, KEY)
+    assert isinstance(payload.wire.array, torch.Tensor)
+    assert torch.equal(payload.buffer, host.buffer) and payload.nbytes == host.nbytes
+    assert torch.equal(compressor.decode(payload), expected)
+    out = y.clone()
+    compressor.accumulate(payload, out, 0.25)
+    torch.testing.assert_close(out, added, atol=1e-6, rtol=1e-6)
 
 
 def test_the_error_crosses_processes():
