@@ -1,6 +1,7 @@
 """Test accuracy and bytes of the main job over seeds and settings: docs/results.md and its picture.
 
-    python benchmarks/accuracy.py [--seeds 5] [--ranks 8] [--svg docs/accuracy.svg] [--epochs 20]
+    python benchmarks/accuracy.py [--seeds 5] [--ranks 8] [--epochs 20] [--only NAME ...]
+        [--svg docs/accuracy.svg]
 
 Every run is the example itself under mpirun; about half a minute each on two cores.
 """
@@ -19,11 +20,18 @@ EXAMPLE = ROOT / "examples" / "ecd_resnet.py"
 SETTINGS = {
     "D-PSGD, float32, ring": "--algorithm d-psgd --compressor none",
     "ECD-PSGD, NUQSGD 4 bits, ring": "",
+    "ECD-PSGD, NUQSGD 4 bits, Huffman, ring": "--coding huffman",
     "ECD-PSGD, NUQSGD 4 bits, torus": "--topology torus",
     "all-reduce, float32": "--algorithm allreduce --compressor none",
     "all-reduce, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd",
     "all-reduce, QSGDinf 4 bits": "--algorithm allreduce --compressor qsgdinf",
     "all-reduce, QSGD 4 bits": "--algorithm allreduce --compressor qsgd",
+    "all-reduce, EF-SignSGD": "--algorithm allreduce --compressor ef-signsgd",
+    "all-reduce, IntSGD int8": "--algorithm allreduce --compressor intsgd",
+    "all-reduce, IntSGD int8, deterministic": (
+        "--algorithm allreduce --compressor intsgd --rounding deterministic"
+    ),
+    "IntDIANA int8": "--algorithm intdiana --compressor intsgd",
     "ECD-PSGD as published, NUQSGD 4 bits, ring": "--published",
 }
 
@@ -81,10 +89,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--only", nargs="+", default=[""], help="settings whose names hold these")
     parser.add_argument("--svg", help="draw bytes and accuracy into this file")
     args = parser.parse_args()
     results = {}
-    for name, flags in SETTINGS.items():
+    chosen = {n: f for n, f in SETTINGS.items() if any(part in n for part in args.only)}
+    for name, flags in chosen.items():
         seeds = range(args.seeds)
         results[name] = [run(args.ranks, args.epochs, seed, flags) for seed in seeds]
         wall = max(r["wall_s"] for r in results[name])

@@ -13,9 +13,9 @@ eps^2 / (4 n). Block-wise, for each tensor l of d_l coordinates:
 alpha_l = eta sqrt(d_l) / sqrt(2 n r_l + eta^2 (d_l / d) eps^2).
 
 ||x^k - x^{k-1}||^2 is taken as eta_{k-1}^2 ||g^{k-1}||^2, which it is for plain SGD, and for the
-authors' code, where momentum comes before the reduce. Ours, because with momentum after it, as
-PyTorch's optimizers have it, the movement also holds what the rounding of earlier steps has left in
-the momentum, and alpha would fall for ever. Tensors with learning rates of their own count with
+authors' code, where momentum comes before the reduce. Ours, because with momentum mu after it, as
+PyTorch's optimizers have it, the movement is up to 1 / (1 - mu) times as large as this step's, and
+alpha would be as many times too small. Tensors with learning rates of their own count with
 them; where one alpha serves all, eta^2 is their mean, weighted by size. All of it is made from what
 the ranks have in common, in a fixed order, so alpha is the same on all of them bit for bit.
 """
