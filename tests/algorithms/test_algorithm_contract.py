@@ -187,6 +187,13 @@ def test_errors():
         run(2, "d-psgd", "rong", None)
 
 
+def test_an_algorithm_has_a_compressor_of_its_own():
+    """A residual is one rank's and one optimizer's, though all were given the same object."""
+    template = decentral.compressors.EFSignSGD()
+    run(2, "allreduce", "ring", template, steps=2)
+    assert not template.state_dict()
+
+
 def test_an_algorithm_serves_one_optimizer():
     model = torch.nn.Linear(2, 2)
     algorithm = decentral.algorithms.DPSGD()
