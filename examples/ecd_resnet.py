@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--algorithm", default="ecd-psgd", help=", ".join(decentral.algorithms.available()))
     add("--published", action="store_true", help="ecd-psgd as published: see docs/ecd-psgd.md")
+    add("--exchange", help="of allreduce: auto, all-gather, reduce-scatter")
     add("--topology", default="ring", help=", ".join(decentral_topologies.available()))
     add("--rows", type=int, help="of the torus; by default the most square one")
     add("--columns", type=int, help="of the torus")
@@ -70,8 +71,9 @@ def make_algorithm(args: argparse.Namespace) -> decentral.algorithms.Algorithm:
     def topology(size: int) -> decentral_topologies.Topology:
         return decentral_topologies.from_name(args.topology, size, **shape)
 
-    published = {"published": True} if args.published else {}
-    return decentral.algorithms.from_name(args.algorithm, topology, compressor, **published)
+    own = {"published": True} if args.published else {}
+    own |= {"exchange": args.exchange} if args.exchange else {}
+    return decentral.algorithms.from_name(args.algorithm, topology, compressor, **own)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

@@ -66,8 +66,11 @@ class Run:
         sgd = torch.optim.SGD(
             self.model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
+        # the paper's algorithm 1: one rounding, whatever the number of ranks
         algorithm = decentral.algorithms.from_name(
-            "allreduce", "ring", make_compressor(label, args.block_size)
+            "allreduce",
+            compressor=make_compressor(label, args.block_size),
+            exchange="all-gather",
         )
         self.opt = decentral.DistributedOptimizer(sgd, self.model, algorithm, comm, seed=seed)
         self.shard = datasets.ShardSampler(comm.rank, comm.size, len(data.train), seed)

@@ -6,7 +6,8 @@ via Nonuniform Quantization", JMLR 22 (2021), arXiv:2104.13818:
     every worker i:  send ENCODE(Q(g_i)) to all;  receive and decode all
                      x <- x - (eta / n) sum_j DECODE(m_j)
 
-One rounding per message, and traffic that grows with n. Without a compressor it is the float32
+One rounding per message, and traffic that grows with n: from 4 ranks on, buckets large enough go by
+reduce-scatter and all-gather instead (sharded.py). Without a compressor it is the float32
 all-reduce, which the paper calls SuperSGD. The step on x is the wrapped optimizer's, so momentum
 and weight decay come after the mean.
 
@@ -22,24 +23,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compressors.base import check_finite
+from ..compressors.base import Compressor, check_finite
 from .base import GradientAlgorithm
+from .sharded import ShardedMean
+
+EXCHANGES = ("auto", "all-gather", "reduce-scatter")
+# An all-gather sends n - 1 messages, the other way 2 (n - 1) / n, in two rounds.
+_SHARDED_FROM_RANKS, _SHARDED_FROM_NUMEL = 4, 1 << 14
 
 
 class AllReduce(GradientAlgorithm):
     """Average gradients over all ranks.
 
-    Float32 and integers by an all-reduce, other messages by an all-gather.
+    Float32 and integers go by an all-reduce, other messages as `exchange` says.
+
+    Args:
+        compressor: any; None sends float32.
+        exchange: "all-gather" is the paper's; "reduce-scatter" (and all-gather of the means) sends
+            as much whatever the number of ranks; "auto" chooses by ranks and size of the bucket.
+
+    Raises:
+        ValueError: the exchange is not known.
     """
 
     name = "allreduce"
+
+    def __init__(self, compressor: Compressor | None = None, exchange: str = "auto") -> None:
+        super().__init__(compressor)
+        if exchange not in EXCHANGES:
+            raise ValueError(
+                f"allreduce: exchange must be one of {', '.join(EXCHANGES)}, got {exchange!r}"
+            )
+        self.exchange = exchange
+
+    def __repr__(self) -> str:
+        how = "" if self.exchange == "auto" else f", exchange={self.exchange!r}"
+        return f"{super().__repr__()[:-1]}{how})"
 
     def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         self._numels = [len(v) for v in vectors]
         if self.compressor.summable:
             self._integers.attach(self.comm.size, parts)
         elif not self.compressor.lossless:
-            super()._allocate(vectors, parts)
+            # An empty vector takes the place of a bucket that goes the other way.
+            sharded = [v if self._is_sharded(len(v)) else v[:0] for v in vectors]
+            gathered = [v[:0] if self._is_sharded(len(v)) else v for v in vectors]
+            self._sharded = ShardedMean(self.compressor, self.comm, self._seed, sharded)
+            super()._allocate(gathered, parts)
+
+    def _is_sharded(self, numel: int) -> bool:
+        large = self.comm.size >= _SHARDED_FROM_RANKS and numel >= _SHARDED_FROM_NUMEL
+        return self.exchange == "reduce-scatter" or (self.exchange == "auto" and large)
 
     @property
     def _integers(self) -> Any:
@@ -58,6 +92,8 @@ class AllReduce(GradientAlgorithm):
         elif self.compressor.summable:
             self._mean_of_integers(bucket, g, step)
             self._observe(bucket, g)
+        elif self._is_sharded(len(g)):
+            self._sharded.average(bucket, g, step, self._check)
         else:
             self._mean_of_messages(bucket, g, step)
 
@@ -103,5 +139,17 @@ class AllReduce(GradientAlgorithm):
         """See Algorithm.message_nbytes; what an all-reduce adds has no header."""
         if self.compressor.summable:
             return int(self._numels[bucket] * self._integers.bits // 8)
-        lossless = self.compressor.lossless
-        return 4 * self._numels[bucket] if lossless else super().message_nbytes(bucket)
+        if self.compressor.lossless:
+            return 4 * self._numels[bucket]
+        if self._is_sharded(self._numels[bucket]):
+            return self._sharded.nbytes(bucket)
+        return super().message_nbytes(bucket)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the compressor counts, and the "exchange" of each bucket."""
+        if self.compressor.lossless or self.compressor.summable:
+            chosen = ["all-reduce"] * len(self._numels)
+        else:
+            ways = ("all-gather", "reduce-scatter")
+            chosen = [ways[self._is_sharded(numel)] for numel in self._numels]
+        return super().stats() | {"exchange": chosen}

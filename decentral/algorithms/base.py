@@ -102,6 +102,10 @@ class Algorithm(ABC):
             ValueError: it is of another step or bucket.
         """
         payload = self._received[bucket][source]
+        self._check(payload, source, bucket, step)
+        return payload
+
+    def _check(self, payload: Payload, source: int, bucket: int, step: int) -> None:
         head = payload.header()
         if (head.step, head.bucket) != (step & 0xFFFFFFFF, bucket):
             raise ValueError(
@@ -109,7 +113,6 @@ class Algorithm(ABC):
                 f"rank {source}, got bucket {head.bucket} of step {head.step}; do all ranks call "
                 "step() equally often?"
             )
-        return payload
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved besides the parameters: tensors and numbers, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,10 +39,13 @@ class Communicator(ABC):
     bytes_sent: int = 0
 
     @abstractmethod
-    def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> Pending:
-        """Send one payload to every rank in `receive`, and receive one from each of them.
+    def exchange(
+        self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
+    ) -> Pending:
+        """Send a payload to every rank in `receive`, and receive one from each of them.
 
-        At most one exchange per tag may be under way; tags are 0..32767.
+        `send` is one for all of them, or each one's own. At most one exchange per tag may be under
+        way; tags are 0..32767.
         """
 
     @abstractmethod
@@ -83,6 +86,11 @@ class Communicator(ABC):
         self.barrier()
         if self.local_rank != 0:
             action()
+
+
+def for_each(send: Payload | Mapping[int, Payload], targets: Iterable[int]) -> dict[int, Payload]:
+    """Return what exchange() sends to each target."""
+    return {t: send if isinstance(send, Payload) else send[t] for t in targets}
 
 
 def all_reduce_nbytes(nbytes: int, size: int) -> int:

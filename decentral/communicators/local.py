@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload, Wire
-from .base import Communicator, all_reduce_nbytes
+from .base import Communicator, all_reduce_nbytes, for_each
 
 T = TypeVar("T")
 _POLL_S = 0.05
@@ -92,10 +92,12 @@ class LocalCommunicator(Communicator):
             f"rank {self.rank}: waits for rank {source}, a rank {why}"
         )
 
-    def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> _Receipt:
+    def exchange(
+        self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
+    ) -> _Receipt:
         """See Communicator.exchange."""
-        for target in receive:
-            data = np.array(send.wire.outgoing(False, send.nbytes))
+        for target, payload in for_each(send, receive).items():
+            data = np.array(payload.wire.outgoing(False, payload.nbytes))
             self.bytes_sent += data.nbytes
             self._group.box(self.rank, target, tag).put(data)
         return _Receipt(self, receive, tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import pickle
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload, Wire
-from .base import Communicator, all_reduce_nbytes
+from .base import Communicator, all_reduce_nbytes, for_each
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .ring import RingSum
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
 _SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
 _EXIT_WAIT_S = 10.0
-# From this many bytes on integers are added by our ring: MPICH adds int8 hardly faster than float32
-# (benchmarks/integer_all_reduce.py); below it latency counts.
+# From this many bytes on our ring adds: over TCP MPI's own all-reduce takes twice what the wire does,
+# and MPICH adds int8 hardly faster than float32 (benchmarks/all_reduce.py); below, latency counts.
 _RING_FROM = 1 << 16
 _CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 
@@ -144,21 +145,28 @@ class MPICommunicator(Communicator):
         self.bytes_sent += buffer.nbytes * copies
         return buffer
 
-    def exchange(self, send: Payload, receive: Mapping[int, Payload], tag: int) -> _Operation:
+    def exchange(
+        self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
+    ) -> _Operation:
         """See Communicator.exchange."""
         from mpi4py import MPI
 
         direct = self.device_direct
         incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
         requests = [self._comm.Irecv(buffer, source, tag) for source, buffer in incoming.items()]
-        outgoing = send.wire.outgoing(direct, send.nbytes)
-        requests += [self._comm.Isend(self._count(outgoing), target, tag) for target in receive]
+        sent = for_each(send, receive)
+        distinct = {id(p): p for p in sent.values()}
+        outgoing = {k: p.wire.outgoing(direct, p.nbytes) for k, p in distinct.items()}
+        requests += [
+            self._comm.Isend(self._count(outgoing[id(p)]), target, tag)
+            for target, p in sent.items()
+        ]
 
         def landed(statuses: list[MPI.Status]) -> None:
             for payload, status in zip(receive.values(), statuses):  # noqa: B905 (then the sends)
                 payload.landed(direct, status.Get_count(MPI.BYTE))
 
-        return _Operation(self, requests, landed, (send, receive, incoming, outgoing))
+        return _Operation(self, requests, landed, (sent, receive, incoming, outgoing))
 
     def all_reduce(self, vector: Any) -> _Operation | RingSum:
         """See Communicator.all_reduce."""
@@ -167,8 +175,10 @@ class MPICommunicator(Communicator):
         wire = Wire(vector)
         buffer = wire.outgoing(self.device_direct)
         self.bytes_sent += all_reduce_nbytes(buffer.nbytes, self.size)
-        if buffer.dtype.kind == "i" and buffer.nbytes >= _RING_FROM and self.size > 1:
-            return RingSum(self._comm, buffer, self._wait_for)
+        on_host = isinstance(buffer, np.ndarray)
+        if on_host and buffer.nbytes >= _RING_FROM and self.size > 1:
+            landed = functools.partial(wire.landed, self.device_direct)
+            return RingSum(self._comm, buffer, self._wait_for, landed)
         requests = [
             self._comm.Iallreduce(MPI.IN_PLACE, buffer[at : at + _CHUNK], MPI.SUM)
             for at in range(0, len(buffer), _CHUNK)

@@ -176,7 +176,7 @@ def test_errors():
     ):
         decentral.algorithms.from_name("sgd")
     with pytest.raises(
-        ValueError, match="'allreduce' has no option 'horizon'; it takes compressor"
+        ValueError, match="'allreduce' has no option 'horizon'; it takes compressor, exchange"
     ):
         decentral.algorithms.from_name("allreduce", horizon=3)
     with pytest.raises(ValueError, match="horizon must be at least 2, got 1"):

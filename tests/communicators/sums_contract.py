@@ -88,6 +88,22 @@ def check_messages_of_varying_length(comm):
         everyone_agrees(comm, (right, f"turn {turn}: wrong from {wrong}, {sent}"), "lengths")
 
 
+def check_each_rank_gets_its_own(comm):
+    """A message for each target, as a reduce-scatter has them, of a length of its own."""
+    receive = {j: Payload.empty(3000) for j in comm.everyone_else()}
+    for turn in range(3):
+        send = {
+            j: variable_message(comm.rank, 100 * j + 10 * comm.rank + turn, 3000) for j in receive
+        }
+        before = comm.bytes_sent
+        comm.exchange(send, receive, 5).wait()
+        sent = comm.bytes_sent - before
+        body = {j: 100 * comm.rank + 10 * j + turn for j in receive}
+        wrong = [j for j, p in receive.items() if not same_message(p, j, 1, body[j])]
+        right = not wrong and sent == sum(p.nbytes for p in send.values())
+        everyone_agrees(comm, (right, f"turn {turn}: wrong from {wrong}, {sent}"), "each its own")
+
+
 def check_resize_refuses_what_does_not_fit(comm):
     payload = Payload.empty(10)
     for nbytes in (-1, 43):

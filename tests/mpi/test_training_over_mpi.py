@@ -16,6 +16,8 @@ SEEDING = threading.Lock()  # ranks that are threads share torch's generator
 CASES = [
     ("allreduce", "none"),
     ("allreduce", "nuqsgd"),
+    ("allreduce reduce-scatter", "nuqsgd"),
+    ("allreduce reduce-scatter", "qsgd huffman"),
     ("allreduce", "ef-signsgd"),
     ("allreduce", "intsgd"),
     ("allreduce", "heuristic-intsgd"),
@@ -33,12 +35,14 @@ def make(comm, algorithm, codec, topology="ring", width=40):
         model = torch.nn.Sequential(
             torch.nn.Linear(12, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 3)
         )
+    algorithm, *exchange = algorithm.split()
+    options = {"exchange": exchange[0]} if exchange else {}
     name, *coding = codec.split()
     compressor = decentral.compressors.from_name(name, **({"coding": coding[0]} if coding else {}))
     opt = decentral.DistributedOptimizer(
         torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
         model,
-        decentral.algorithms.from_name(algorithm, topology, compressor),
+        decentral.algorithms.from_name(algorithm, topology, compressor, **options),
         comm,
         bucket_cap_mb=100 * 4 / 2**20,
     )

@@ -1,6 +1,6 @@
-"""Time of summing int8 and int32 over ranks, as a share of float32's: what IntSGD rests on.
+"""Time of summing float32, int32 and int8 over ranks, as a share of MPI's float32.
 
-    mpirun -n 8 python benchmarks/integer_all_reduce.py [--numel 4194304] [--rounds 15]
+    mpirun -n 8 python benchmarks/all_reduce.py [--numel 4194304] [--rounds 15]
 
 Per dtype, MPI's own all-reduce, our ring, and what decentral uses here. The rounds of all of them
 take turns, so that a busy machine slows all alike; the median of each counts.
