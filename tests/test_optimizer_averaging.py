@@ -258,4 +258,5 @@ def test_stats_has_no_other_figures():
         "bytes_sent_averaging",
         "bits_per_parameter",
         "consensus_distance",
+        "exchange",  # of AllReduce
     }

@@ -25,11 +25,14 @@ from torch import Tensor
 
 from ..compressors.base import Compressor, check_finite
 from .base import GradientAlgorithm
-from .sharded import ShardedMean
+from .sharded import ShardedMean, rounding_noise
 
 EXCHANGES = ("auto", "all-gather", "reduce-scatter")
 # An all-gather sends n - 1 messages, the other way 2 (n - 1) / n, in two rounds.
 _SHARDED_FROM_RANKS, _SHARDED_FROM_NUMEL = 4, 1 << 14
+# The second rounding's noise, which n does not average out, may be as large as the mean: with QSGD's
+# of 9 (4 bits, block 8192) the main job loses more than a point of accuracy (docs/results.md).
+_SHARDED_UP_TO_NOISE = 1.0
 
 
 class AllReduce(GradientAlgorithm):
@@ -40,7 +43,8 @@ class AllReduce(GradientAlgorithm):
     Args:
         compressor: any; None sends float32.
         exchange: "all-gather" is the paper's; "reduce-scatter" (and all-gather of the means) sends
-            as much whatever the number of ranks; "auto" chooses by ranks and size of the bucket.
+            as much whatever the number of ranks, and rounds twice; "auto" chooses by ranks, size of
+            the bucket, and how noisy the compressor is.
 
     Raises:
         ValueError: the exchange is not known.
@@ -65,6 +69,7 @@ class AllReduce(GradientAlgorithm):
         if self.compressor.summable:
             self._integers.attach(self.comm.size, parts)
         elif not self.compressor.lossless:
+            self._noise = rounding_noise(self.compressor)
             # An empty vector takes the place of a bucket that goes the other way.
             sharded = [v if self._is_sharded(len(v)) else v[:0] for v in vectors]
             gathered = [v[:0] if self._is_sharded(len(v)) else v for v in vectors]
@@ -72,8 +77,10 @@ class AllReduce(GradientAlgorithm):
             super()._allocate(gathered, parts)
 
     def _is_sharded(self, numel: int) -> bool:
+        if self.exchange != "auto":
+            return self.exchange == "reduce-scatter"
         large = self.comm.size >= _SHARDED_FROM_RANKS and numel >= _SHARDED_FROM_NUMEL
-        return self.exchange == "reduce-scatter" or (self.exchange == "auto" and large)
+        return large and self._noise <= _SHARDED_UP_TO_NOISE
 
     @property
     def _integers(self) -> Any:

@@ -133,6 +133,9 @@ def test_auto_chooses_by_ranks_and_size():
             chosen[size, numel] = run_local(size, rank)[0]
     assert chosen.pop((4, 20_000)) == ["reduce-scatter"]
     assert set(map(tuple, chosen.values())) == {("all-gather",)}
+    for name, way in (("qsgd", "all-gather"), ("terngrad", "all-gather"), ("natural", "reduce-")):
+        stats = run_local(4, lambda c, n=name: optimizer(c, "auto", from_name(n))[1].stats())
+        assert stats[0]["exchange"][0].startswith(way)  # the first two are noisy
     for name in ("none", "intsgd"):
         stats = run_local(4, lambda c, n=name: optimizer(c, "auto", from_name(n))[1].stats())
         assert stats[0]["exchange"] == ["all-reduce"]

@@ -23,6 +23,9 @@ KEYS = {
 PARAMETERS = 269_434  # ResNet-20 for one channel and ten classes
 
 
+SHARDS = [66 * 1024] * 3 + [PARAMETERS - 3 * 66 * 1024]  # of 4 ranks
+
+
 def payload_nbytes(numel, bits=4, block_size=8192):
     return 32 + 4 * -(-numel // block_size) + (numel * bits + 7) // 8
 
@@ -71,7 +74,12 @@ def test_main_job_and_everything_it_writes(tmp_path):
         ),
         ("--topology complete --compressor qsgdinf", 3 * payload_nbytes(PARAMETERS)),
         ("--algorithm d-psgd --compressor none", 2 * (32 + 4 * PARAMETERS)),
-        ("--algorithm allreduce --block-size 512", 3 * payload_nbytes(PARAMETERS, 4, 512)),
+        (
+            "--algorithm allreduce --exchange all-gather --block-size 512",
+            3 * payload_nbytes(PARAMETERS, 4, 512),
+        ),
+        # rank 0 of 4 sends a part to each owner, and its shard's mean to all
+        ("--algorithm allreduce", sum(map(payload_nbytes, SHARDS[1:] + 3 * SHARDS[:1]))),
         ("--algorithm allreduce --compressor none", 2 * 3 * 4 * PARAMETERS // 4),
     ],
 )
