@@ -23,12 +23,17 @@ SETTINGS = {
     "ECD-PSGD, NUQSGD 4 bits, Huffman, ring": "--coding huffman",
     "ECD-PSGD, NUQSGD 4 bits, torus": "--topology torus",
     "all-reduce, float32": "--algorithm allreduce --compressor none",
-    "all-gather, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd --exchange all-gather",
-    "all-gather, QSGD 4 bits": "--algorithm allreduce --compressor qsgd --exchange all-gather",
     "all-reduce, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd",
     "all-reduce, QSGDinf 4 bits": "--algorithm allreduce --compressor qsgdinf",
-    "all-reduce, QSGD 4 bits": "--algorithm allreduce --compressor qsgd",
     "all-reduce, EF-SignSGD": "--algorithm allreduce --compressor ef-signsgd",
+    "all-gather, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd --exchange all-gather",
+    "all-gather, QSGDinf 4 bits": (
+        "--algorithm allreduce --compressor qsgdinf --exchange all-gather"
+    ),
+    "all-gather, QSGD 4 bits": "--algorithm allreduce --compressor qsgd --exchange all-gather",
+    "all-gather, EF-SignSGD": (
+        "--algorithm allreduce --compressor ef-signsgd --exchange all-gather"
+    ),
     "all-reduce, IntSGD int8": "--algorithm allreduce --compressor intsgd",
     "all-reduce, IntSGD int8, deterministic": (
         "--algorithm allreduce --compressor intsgd --rounding deterministic"
