@@ -74,7 +74,7 @@ def draw(results, path):
 
     matplotlib.rcParams["svg.hashsalt"] = "decentral"  # the same file for the same figures
     matplotlib.rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.5, 0.9 + 0.26 * len(results)), layout="constrained")
     axis = figure.subplots()
     names = list(results)
     sent = [results[name][0]["bytes_sent_per_rank_per_step"] / 1e6 for name in names]
@@ -84,7 +84,7 @@ def draw(results, path):
         mean = 100 * statistics.mean(r["test_accuracy"] for r in results[name])
         labels.append(f"{nbytes:.2f} MB, accuracy {mean:.1f} %")
     axis.bar_label(bars, labels, padding=4, fontsize=9)
-    axis.set_xlim(0, 1.5 * max(sent))
+    axis.set_xlim(0, 1.6 * max(sent))
     axis.set_xlabel("MB sent per rank and step")
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)

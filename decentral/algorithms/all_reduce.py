@@ -30,8 +30,8 @@ from .sharded import ShardedMean, rounding_noise
 EXCHANGES = ("auto", "all-gather", "reduce-scatter")
 # An all-gather sends n - 1 messages, the other way 2 (n - 1) / n, in two rounds.
 _SHARDED_FROM_RANKS, _SHARDED_FROM_NUMEL = 4, 1 << 14
-# The second rounding's noise, which n does not average out, may be as large as the mean. With QSGD's,
-# 9 at 4 bits and block 8192, the main job loses a point of accuracy (docs/results.md).
+# The second rounding's noise, which n does not average out, may be as large as the mean. QSGD's is
+# 9 times that at 4 bits and block 8192, and costs a point of accuracy (docs/results.md).
 _SHARDED_UP_TO_NOISE = 1.0
 
 
