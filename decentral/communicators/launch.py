@@ -20,6 +20,8 @@ _LAUNCHERS = (
 )
 # When all ranks meet the same error, rank 0 says it and ends the others before they repeat it.
 _OTHERS_WAIT_S = 2.0
+# An abort kills the launcher's own processes too, and with them what they have not yet passed on.
+_FORWARD_S = 0.5
 
 
 def launched() -> tuple[int, int]:
@@ -43,6 +45,7 @@ class _Job:
             time.sleep(_OTHERS_WAIT_S)
         say()
         sys.stderr.flush()
+        time.sleep(_FORWARD_S)
         self.abort(status)
 
 
