@@ -98,6 +98,6 @@ def test_damaged_messages_are_refused_or_have_the_right_shape(name, coding):
             compressor.decode(Payload(damaged(rng, whole[which])), out=guarded[:numel])
         except ValueError:
             refused += 1
-        assert (guarded[numel : numel + 64] == 7).all() or numel < 3000
+        assert (guarded[numel:] == 7).all()
         guarded[:] = 7
     assert 1000 < refused < 8400
