@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
 _SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
 _EXIT_WAIT_S = 10.0
-# From this many bytes on our ring adds: over TCP MPI takes twice what the wire does, and MPICH
-# adds int8 hardly faster than float32 (benchmarks/all_reduce.py); below it latency counts.
+# From this many bytes on our ring adds, which is faster than either MPI's all-reduce, above all for
+# int8 (benchmarks/all_reduce.py); below it latency counts.
 _RING_FROM = 1 << 16
 _CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 

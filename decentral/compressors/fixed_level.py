@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 import decentral_kernels as kernels
+from decentral_kernels.code_tables import SEGMENT
 from decentral_kernels.coding import Coder
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
-from decentral_kernels.reference_coding import SEGMENT
 
 from ..payload import Payload, stream_of
 from .base import Compressor, Key, check_block_size, is_whole, not_finite

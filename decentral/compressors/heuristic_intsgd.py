@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .integers import _ALPHA_LIMIT, IntegerCompressor
+from .integers import ALPHA_LIMIT, IntegerCompressor
 
 
 class HeuristicIntSGD(IntegerCompressor):
@@ -34,12 +34,4 @@ class HeuristicIntSGD(IntegerCompressor):
         top = all_max(float(np.abs(x).max(initial=0)))
         exponent = math.frexp(top)[1] - 1 if top > 0 else 0
         alpha = (2 ** (self.bits - 1) - 1) / (self.size * 2.0**exponent)
-        return [min(alpha, _ALPHA_LIMIT / 2)]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the count of clips."""
-        return {"clipped": self._clipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what state_dict() returned."""
-        self._clipped = state["clipped"]
+        return [min(alpha, ALPHA_LIMIT / 2)]

@@ -20,7 +20,7 @@ from .base import Compressor, Key, check_finite, is_whole
 
 ROUNDINGS = ("random", "deterministic")
 _DTYPES = {8: np.int8, 32: np.int32}
-_ALPHA_LIMIT = 2.0**126
+ALPHA_LIMIT = 2.0**126
 
 
 def sum_limits(bits: int, n: int) -> tuple[float, float]:
@@ -118,7 +118,7 @@ class IntegerCompressor(Compressor):
         """
         check_finite(x, self.name)  # before all_max, which would spread it
         alphas = self.alphas(bucket, x, all_max)
-        if alphas is None or not all(0 < a < _ALPHA_LIMIT for a in alphas):
+        if alphas is None or not all(0 < a < ALPHA_LIMIT for a in alphas):
             return None
         self._alphas[bucket] = [float(np.float32(a)) for a in alphas]
         out = self._integers[bucket]
@@ -142,6 +142,14 @@ class IntegerCompressor(Compressor):
         Of this rank.
         """
         return {"clipped": self._clipped, "largest_integer": self._largest}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count of clips."""
+        return {"clipped": self._clipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what state_dict() returned."""
+        self._clipped = state["clipped"]
 
     def _pieces(self, bucket: int) -> list[tuple[slice, float]]:
         alphas, parts = self._alphas[bucket], self.parts[bucket]
@@ -179,7 +187,7 @@ class IntegerCompressor(Compressor):
         top = float(np.abs(x).max(initial=0))
         limits = sum_limits(self.bits, 1)
         possible = limits[1] / top if top > 0 else 0.0
-        alpha[0] = possible if possible < _ALPHA_LIMIT else 0.0
+        alpha[0] = possible if possible < ALPHA_LIMIT else 0.0
         self._round(x, float(alpha[0]), key, 0, limits, integers)
 
     def _scale(self, alpha: Any) -> float:

@@ -127,9 +127,9 @@ class IntSGD(IntegerCompressor):
             name: [torch.tensor(row, dtype=torch.float64) for row in table]
             for name, table in tables.items()
         }
-        return state | {"clipped": self._clipped}
+        return super().state_dict() | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what state_dict() returned."""
+        super().load_state_dict(state)
         self.r, self._moved = ([as_tensor(t).tolist() for t in state[k]] for k in ("r", "moved"))
-        self._clipped = state["clipped"]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import reference_coding as tables
+from . import code_tables as tables
+from .code_tables import PROBLEMS, SEGMENT, Bytes, Counts
 from .layout import MAX_BITS, MAX_NUMEL, MIN_BITS
-from .reference_coding import PROBLEMS, SEGMENT, Bytes, Counts
 from .threads import share
 
 KINDS = ("elias", "huffman")

@@ -16,7 +16,6 @@ from .layout import NORM_WIDTH, STAMP, UNIT
 from .rng import DRAW_BITS
 
 u32, f32 = np.uint32, np.float32
-_INF_BITS = u32(255 << DRAW_BITS)
 
 _read_floats = types.Array(types.float32, 1, "C", readonly=True)
 _int = types.int64
@@ -24,31 +23,29 @@ _WIRE = {8: (types.int8, np.int8), 32: (types.int32, np.int32)}
 
 
 @lru_cache(maxsize=None)
-def rounder(bits: int, random: bool) -> Callable[..., tuple[int, int, float]]:
+def rounder(bits: int, random: bool) -> Callable[..., tuple[int, float]]:
     """Return the kernel that writes Int(alpha x), clipped to low..high, of a range of coordinates.
 
-    It returns (1 if a coordinate is not finite, how many were clipped, the largest |integer| that
-    was to be written, as a float).
+    It returns (how many were clipped, the largest |integer| that was to be written, as a float);
+    coordinates are finite.
     """
     stamp = STAMP
     wire, kind = _WIRE[bits]
-    signature = types.Tuple((_int, _int, float32))(
+    signature = types.Tuple((_int, float32))(
         _read_floats, float32, uint32, uint32, _int, float32, float32, wire[::1], _int, _int
     )
 
     @njit(signature, nogil=True, cache=True)
     def round_(x, alpha, k0, k1, start, low, high, out, first, last):
-        clipped, top, largest = 0, u32(0), u32(0)
+        clipped, largest = 0, u32(0)
         if stamp < 0:  # never; see STAMP
-            return clipped, clipped, f32(0)
+            return clipped, f32(0)
         for begin in range(first, last, UNIT):  # pieces, for counters of 32 bits and plain indices
             part = x[begin : min(begin + UNIT, last)]
             integers = out[begin : min(begin + UNIT, last)]
             outside = u32(0)
             for i in range(part.size):
-                v = part[i]
-                top = max(top, u32(_bits_of(v) & _ABS))
-                t = f32(v * alpha)
+                t = f32(part[i] * alpha)
                 if random:
                     q = f32(np.floor(t))
                     up = f32(f32(t - q) * f32(1 << DRAW_BITS))  # exact: probability times 2^23
@@ -61,7 +58,7 @@ def rounder(bits: int, random: bool) -> Callable[..., tuple[int, int, float]]:
                 outside += u32(1) if inside != q else u32(0)
                 integers[i] = kind(np.int32(inside))
             clipped += outside
-        return (1 if top >= _INF_BITS else 0), clipped, _float_of(largest)
+        return clipped, _float_of(largest)
 
     return round_
 

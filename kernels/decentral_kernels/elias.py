@@ -22,9 +22,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit, types
 
-from .cpu import _pack_rest, _unpack_rest
-from .layout import MAX_BITS, STAMP, UNIT
-from .reference_coding import (
+from .code_tables import (
     BAD_LEVEL,
     NOT_ZERO,
     PAST_END,
@@ -35,6 +33,8 @@ from .reference_coding import (
     WINDOW,
     elias_max_bits,
 )
+from .cpu import _pack_rest, _unpack_rest
+from .layout import MAX_BITS, STAMP, UNIT
 
 u8, u64 = np.uint8, np.uint64
 
@@ -49,7 +49,7 @@ ENCODE = _int(read_bytes, _int, _int, _read_words, _bytes, _sizes, _int, _int)
 DECODE = _int(read_bytes, _read_sizes, _int, _int, _read_words, _bytes, _int, _int)
 
 # Of what the kernels here and in huffman.py are made; see layout.STAMP.
-_SOURCES = ("elias.py", "reference_coding.py", "cpu.py")
+_SOURCES = ("elias.py", "code_tables.py", "cpu.py")
 CODING_STAMP = zlib.crc32(
     b"".join(Path(__file__).with_name(f).read_bytes() for f in _SOURCES), STAMP
 )

@@ -20,6 +20,15 @@ from functools import lru_cache
 import numpy as np
 from numba import njit, types
 
+from .code_tables import (
+    LIMIT,
+    NOT_ZERO,
+    SEGMENT,
+    TOO_LONG,
+    TRUNCATED,
+    Bytes,
+    Counts,
+)
 from .elias import (
     CODING_STAMP,
     ENCODE,
@@ -31,15 +40,6 @@ from .elias import (
     put,
     read_bytes,
     unpack,
-)
-from .reference_coding import (
-    LIMIT,
-    NOT_ZERO,
-    SEGMENT,
-    TOO_LONG,
-    TRUNCATED,
-    Bytes,
-    Counts,
 )
 
 u8, u64 = np.uint8, np.uint64

@@ -11,9 +11,8 @@ from .threads import share
 
 
 class Rounded(NamedTuple):
-    """What round_to_integers() saw: is all finite, coordinates clipped, the largest before that."""
+    """What round_to_integers() saw: coordinates clipped, the largest |integer| before that."""
 
-    finite: bool
     clipped: int
     largest: float
 
@@ -27,7 +26,7 @@ def round_to_integers(
     limits: tuple[float, float],
     out: Any,
 ) -> Rounded:
-    """Write Int(alpha x) of float32[n] x, clipped to limits, to int8[n] or int32[n] out.
+    """Write Int(alpha x) of finite float32[n] x, clipped to limits, to int8[n] or int32[n] out.
 
     The draw of coordinate i has the index start + i; `limits` are floats that out's dtype holds.
     """
@@ -37,8 +36,8 @@ def round_to_integers(
     k0, k1, a = np.uint32(key[0]), np.uint32(key[1]), np.float32(alpha)
     low, high = np.float32(limits[0]), np.float32(limits[1])
     parts = share(lambda f, t: kernel(x, a, k0, k1, start, low, high, out, f, t), x.size, GRAIN)
-    bad, clipped, largest = zip(*parts, strict=True)
-    return Rounded(not any(bad), sum(clipped), float(max(largest)))
+    clipped, largest = zip(*parts, strict=True)
+    return Rounded(sum(clipped), float(max(largest)))
 
 
 def expand_integers(integers: Any, scale: float, out: Any, add: bool) -> None:

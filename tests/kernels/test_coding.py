@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import decentral_kernels
+from decentral_kernels import code_tables as tables
 from decentral_kernels import coding, reference, threads
-from decentral_kernels import reference_coding as tables
+from decentral_kernels.code_tables import SEGMENT
 from decentral_kernels.coding import KINDS, Coder
-from decentral_kernels.reference_coding import SEGMENT
 
 BITS = tuple(range(2, 9))
 SIZES = (0, 1, 2, 7, 1023, 1024, 1025, 8191, 8192, 8193, 20000, 4 * SEGMENT + 77)

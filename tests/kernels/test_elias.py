@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from decentral_kernels import reference
+from decentral_kernels.code_tables import SEGMENT, elias_decoding_table, elias_max_bits, omega
 from decentral_kernels.coding import Coder
-from decentral_kernels.reference_coding import SEGMENT, elias_decoding_table, elias_max_bits, omega
 
 # The recursive Elias (omega) code as it is published.
 OMEGA = {

@@ -5,10 +5,10 @@ import heapq
 import numpy as np
 import pytest
 
+from decentral_kernels import code_tables as tables
 from decentral_kernels import huffman, reference
-from decentral_kernels import reference_coding as tables
+from decentral_kernels.code_tables import LIMIT, SEGMENT
 from decentral_kernels.coding import Coder
-from decentral_kernels.reference_coding import LIMIT, SEGMENT
 
 BITS = range(2, 9)
 
