@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from .buckets import Bucket
+from .buckets import Buckets
 from .communicators.base import Communicator
 from .startup import broadcast_tensors
 
 
 def _mean(comm: Communicator, flat: Tensor) -> Tensor:
-    comm.all_reduce(flat).wait()
-    return flat.div_(comm.size)
+    comm.all_reduce(flat, mean=True).wait()
+    return flat
 
 
-def _average_parameters(comm: Communicator, buckets: Sequence[Bucket]) -> float:
+def _average_parameters(comm: Communicator, buckets: Buckets) -> float:
     """Average the parameters, and return sqrt(mean over ranks ||x_i - mean||^2)."""
     square = torch.zeros(1)
+    x = buckets.gather(buckets.parameters, buckets.empty())
     for bucket in buckets:
-        x = bucket.gather(bucket.parameters, bucket.empty())
-        mean = _mean(comm, x.clone())
-        square += float((x - mean).square().sum())
-        bucket.scatter(mean)
+        own = bucket.of(x).clone()
+        mean = _mean(comm, bucket.of(x))
+        square += float((own - mean).square().sum())
+    buckets.scatter(x)
     return math.sqrt(_mean(comm, square).item())
 
 
@@ -42,27 +43,27 @@ def _average_buffers(comm: Communicator, model: nn.Module) -> None:
     broadcast_tensors(comm, [b for b in buffers if not b.is_floating_point()])
 
 
-def used_by_some_rank(
-    comm: Communicator, pairs: list[tuple[nn.Parameter, Tensor]]
-) -> list[tuple[nn.Parameter, Tensor]]:
-    """Drop (parameter, mean gradient) pairs of which no rank has a gradient.
+def unused_by_all(comm: Communicator, pairs: Iterable[tuple[nn.Parameter, Tensor]]) -> set[int]:
+    """Return the numbers of those (parameter, mean gradient) pairs of which no rank has a gradient.
 
     Momentum and weight decay must not move those. A mean of zero does not tell whether somebody
     used the parameter; but it is zero on all ranks alike, so all of them ask, in most steps none.
     """
-    silent = [p for p, mean in pairs if not mean.reshape(-1)[:1].any() and not mean.any()]
+    silent = {i: p for i, (p, mean) in enumerate(pairs) if _all_zero(mean)}
     if not silent:
-        return pairs
-    users = torch.tensor([float(p.grad is not None) for p in silent])
+        return set()
+    users = torch.tensor([float(p.grad is not None) for p in silent.values()])
     comm.all_reduce(users).wait()
-    unused = {id(p) for p, count in zip(silent, users.tolist(), strict=True) if count == 0}
-    return [(p, mean) for p, mean in pairs if id(p) not in unused]
+    return {i for i, count in zip(silent, users.tolist(), strict=True) if count == 0}
+
+
+def _all_zero(mean: Tensor) -> bool:
+    start = mean[:1] if mean.dim() else mean  # a quantizer makes zeros, but not a row of them
+    return not start.any() and not mean.any()
 
 
 @contextmanager
-def average_of_model(
-    comm: Communicator, model: nn.Module, buckets: Sequence[Bucket]
-) -> Iterator[float]:
+def average_of_model(comm: Communicator, model: nn.Module, buckets: Buckets) -> Iterator[float]:
     """Let the model hold the average over ranks; yields the consensus distance.
 
     Parameters that no bucket holds are not trained, and so equal already.

@@ -1,91 +1,176 @@
-"""Parameters <-> flat buckets: a bucket is a float32 vector of parameters that travel together."""
+"""Parameters <-> flat buckets: a bucket is a float32 vector of coordinates that travel together.
+
+All parameters lie end to end in one vector, in reverse order, the one in which backward finishes
+them; a bucket is a slice of it. Several small parameters share a bucket, and one that is larger
+than a bucket is cut into several, so that they are encoded, sent and decoded at the same time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
+from math import ceil
 
 import torch
 from torch import Tensor
 
 MAX_BUCKETS = 2**14  # two MPI tags each, of which there are at least 2^15
+_ALIGN = 1024  # coordinates; where a parameter is cut: the kernels' unit
+
+Flat = list[Tensor]  # float32, one per device: all parameters end to end
 
 
 class Bucket:
-    """Some parameters, and where each of them lies in the flat vector, float32[numel]."""
+    """A slice of the flat vector: which parameters, or parts of one, lie in it."""
 
-    def __init__(self, named: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
-        self.names = [name for name, _ in named]
-        self.parameters = [p for _, p in named]
-        self.numels = [p.numel() for p in self.parameters]
-        self.ends = torch.tensor(self.numels).cumsum(0).tolist()
-        self.numel: int = self.ends[-1]
+    def __init__(self, device: int, start: int, parts: Sequence[tuple[int, str, int]]) -> None:
+        """`parts` are (number of the parameter, name, coordinates); `device` an index of Flat."""
+        self.indices = [i for i, _, _ in parts]
+        self.names = [name for _, name, _ in parts]
+        self.numels = [numel for _, _, numel in parts]
+        self.numel = sum(self.numels)
+        self.device, self.start = device, start
 
-    def empty(self) -> Tensor:
-        """Return an uninitialized flat vector where the parameters live."""
-        device = self.parameters[0].device
-        return torch.empty(self.numel, dtype=torch.float32, device=device)
+    def of(self, flat: Flat) -> Tensor:
+        """Return this bucket's slice, float32[numel]."""
+        return flat[self.device][self.start : self.start + self.numel]
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a flat vector in the parameters' shapes."""
-        starts = [0, *self.ends[:-1]]
+    def name_at(self, index: int) -> str:
+        """Return the name of the parameter that coordinate `index` belongs to."""
+        ends = accumulate(self.numels)
+        return next(name for name, end in zip(self.names, ends, strict=True) if index < end)
+
+
+class Buckets:
+    """Where every parameter lies, in memory order, and the buckets, in the order of backward.
+
+    Args:
+        named: parameters by name, in the model's order.
+        cap_mb: MiB of float32 in a bucket, at most (parameters are cut at multiples of 1024).
+
+    Raises:
+        ValueError: cap_mb is not positive, or makes too many buckets.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], cap_mb: float) -> None:
+        if not cap_mb > 0:
+            raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; 4 is usual")
+        pairs = list(reversed(list(named)))
+        self.parameters = [p for _, p in pairs]
+        runs = [list(run) for _, run in groupby(enumerate(pairs), lambda pair: pair[1][1].device)]
+        self._places: list[tuple[int, int]] = []  # (device, start) of each parameter
+        self._devices = [(run[0][1][1].device, sum(p.numel() for _, (_, p) in run)) for run in runs]
+        self._all: list[Bucket] = []
+        for d, run in enumerate(runs):
+            starts = accumulate((p.numel() for _, (_, p) in run[:-1]), initial=0)
+            self._places += [(d, start) for start in starts]
+            start = 0
+            for parts in _cut([(i, n, p.numel()) for i, (n, p) in run], cap_mb * 2**20 / 4):
+                self._all.append(Bucket(d, start, parts))
+                start += self._all[-1].numel
+        if len(self._all) > MAX_BUCKETS:
+            raise ValueError(
+                f"bucket_cap_mb={cap_mb} cuts the model into {len(self._all)} buckets, but at most "
+                f"{MAX_BUCKETS} are possible; make it larger"
+            )
+        self.holding: list[list[int]] = [[] for _ in self.parameters]  # buckets, by parameter
+        for b, bucket in enumerate(self._all):
+            for i in bucket.indices:
+                self.holding[i].append(b)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Bucket]:
+        return iter(self._all)
+
+    def __getitem__(self, b: int) -> Bucket:
+        return self._all[b]
+
+    def empty(self) -> Flat:
+        """Return uninitialized flat vectors where the parameters live."""
+        return [torch.empty(n, dtype=torch.float32, device=device) for device, n in self._devices]
+
+    def views(self, flat: Flat) -> list[Tensor]:
+        """Return views of a flat vector in the parameters' shapes and strides."""
         return [
-            flat[a:b].view(p.shape)
-            for a, b, p in zip(starts, self.ends, self.parameters, strict=True)
+            _in_memory_order(flat[d][start : start + p.numel()], p)
+            for (d, start), p in zip(self._places, self.parameters, strict=True)
         ]
 
-    def gather(self, tensors: Iterable[Tensor | None], flat: Tensor) -> Tensor:
+    def gather(self, tensors: Iterable[Tensor | None], flat: Flat) -> Flat:
         """Copy tensors of the parameters' shapes into the flat vector; None counts as zeros.
 
         Raises:
             ValueError: a tensor is sparse.
         """
         for view, tensor in zip(self.views(flat), tensors, strict=True):
-            if tensor is None:
-                view.zero_()
-            elif tensor.is_sparse:
-                raise ValueError(
-                    "sparse gradients cannot travel, expected dense ones; construct the embedding "
-                    "with sparse=False"
-                )
-            else:
-                view.copy_(tensor.detach())
+            copy_into(view, tensor)
         return flat
 
-    def scatter(self, flat: Tensor) -> None:
+    def scatter(self, flat: Flat) -> None:
         """Copy the flat vector into the parameters."""
         with torch.no_grad():
             for view, p in zip(self.views(flat), self.parameters, strict=True):
-                p.copy_(view)
+                if not same_memory(view, p):
+                    p.copy_(view)
 
-    def name_at(self, index: int) -> str:
-        """Return the name of the parameter that coordinate `index` belongs to."""
-        return next(name for name, end in zip(self.names, self.ends, strict=True) if index < end)
+    def adopt(self, flat: Flat) -> None:
+        """Let the parameters that are float32 and dense live in the flat vector from now on."""
+        for view, p in zip(self.views(flat), self.parameters, strict=True):
+            copy_into(view, p)
+            if p.dtype == torch.float32 and view.stride() == p.stride():
+                p.data = view
 
 
-def make_buckets(named: Iterable[tuple[str, torch.nn.Parameter]], cap_mb: float) -> list[Bucket]:
-    """Group parameters into buckets of at most cap_mb MiB of float32, one device each.
-
-    In reverse order, the one in which backward finishes them, as PyTorch's DDP does. A parameter
-    that is larger than the cap has a bucket of its own.
+def copy_into(view: Tensor, tensor: Tensor | None) -> None:
+    """Copy a tensor of any dtype into a view, unless it is the view; None counts as zeros.
 
     Raises:
-        ValueError: cap_mb is not positive, or makes too many buckets.
+        ValueError: the tensor is sparse.
     """
-    if not cap_mb > 0:
-        raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; PyTorch's DDP uses 25")
-    cap = cap_mb * 2**20 / 4
-    groups: list[list[tuple[str, torch.nn.Parameter]]] = []
-    filled = 0
-    for name, p in reversed(list(named)):
-        fits = bool(groups) and filled + p.numel() <= cap and groups[-1][0][1].device == p.device
-        if not fits:
-            groups.append([])
-            filled = 0
-        groups[-1].append((name, p))
-        filled += p.numel()
-    if len(groups) > MAX_BUCKETS:
+    if tensor is None:
+        view.zero_()
+    elif tensor.is_sparse:
         raise ValueError(
-            f"bucket_cap_mb={cap_mb} cuts the model into {len(groups)} buckets, but at most "
-            f"{MAX_BUCKETS} are possible; make it larger"
+            "sparse gradients cannot travel, expected dense ones; construct the embedding "
+            "with sparse=False"
         )
-    return [Bucket(group) for group in groups]
+    elif not same_memory(view, tensor):
+        view.copy_(tensor.detach())
+
+
+def same_memory(view: Tensor, tensor: Tensor) -> bool:
+    """Return whether a tensor is nothing but that view."""
+    same = view.dtype == tensor.dtype and view.stride() == tensor.stride()
+    return same and view.data_ptr() == tensor.data_ptr()
+
+
+def _in_memory_order(part: Tensor, p: Tensor) -> Tensor:
+    """Return a view of a flat part with the shape of p, and its strides if p is dense."""
+    if p.is_contiguous():
+        return part.view(p.shape)
+    expected = 1
+    for stride, length in sorted(zip(p.stride(), p.shape, strict=True)):
+        if length > 1 and stride != expected:
+            return part.view(p.shape)
+        expected *= length
+    return part.as_strided(p.shape, p.stride())
+
+
+def _cut(parts: Sequence[tuple[int, str, int]], cap: float) -> Iterator[list[tuple[int, str, int]]]:
+    """Group (index, name, coordinates) up to a cap; cut what is larger into equal pieces."""
+    group: list[tuple[int, str, int]] = []
+    filled = 0
+    for index, name, numel in parts:
+        if group and filled + numel > cap:
+            yield group
+            group, filled = [], 0
+        pieces = max(1, ceil(numel / max(_ALIGN, cap)))
+        edges = [min(numel, -(-numel * k // (pieces * _ALIGN)) * _ALIGN) for k in range(pieces)]
+        *whole, last = (b - a for a, b in pairwise([*edges, numel]))
+        yield from ([(index, name, n)] for n in whole if n)
+        group.append((index, name, last))
+        filled += last
+    if group:
+        yield group

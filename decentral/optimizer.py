@@ -8,13 +8,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
-from .averaging import average_of_model, used_by_some_rank
-from .buckets import make_buckets
+from .averaging import average_of_model
+from .buckets import Buckets
 from .communicators import Communicator, as_communicator
-from .compressors import NotFiniteError
+from .engine import Engine
+from .mixer import Mixer
+from .reducer import Reducer
 from .startup import (
     broadcast_tensors,
     check_agreement,
@@ -32,9 +34,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
     are broadcast. It is a torch Optimizer that shares param_groups and state with the one it wraps:
-    schedulers, closures and hooks take it (and GradScaler, while nothing overflows). With a
-    gradient algorithm, gradients are averaged when backward() ends, so clip_grad_norm_ sees the
-    averaged ones; with gossip they stay local, and step() mixes the parameters.
+    schedulers, closures, hooks and GradScaler take it. With a gradient algorithm, gradients are
+    averaged during backward(), in the background, and complete when it ends, so clip_grad_norm_
+    sees the averaged ones. With gossip they stay local, and step() mixes the parameters, while
+    messages travel during the next forward and backward pass. Float32 gradients, or with gossip
+    parameters, become views of flat buffers.
 
     Args:
         optimizer: over parameters of `model`.
@@ -42,13 +46,18 @@ class DistributedOptimizer(torch.optim.Optimizer):
         algorithm: a decentral Algorithm; it serves this optimizer alone.
         comm: an mpi4py communicator (default COMM_WORLD), or a decentral Communicator.
         seed: of the compressor's draws, equal on all ranks.
-        bucket_cap_mb: MiB of float32 that travel as one message, as in PyTorch's DDP.
+        bucket_cap_mb: MiB of float32 that travel as one message; less than DDP's 25, since encoding
+            one overlaps with sending another.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
         ValueError: a parameter of the optimizer is not in the model, or the topology does not fit.
         RuntimeError: mpirun and MPI library do not belong together.
     """
+
+    # GradScaler then calls step() always, with grad_scale and found_inf: with gossip a rank that
+    # skips an update still has to answer its neighbors.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -58,7 +67,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         comm: Any = None,
         *,
         seed: int = 0,
-        bucket_cap_mb: float = 25.0,
+        bucket_cap_mb: float = 4.0,
     ) -> None:
         self.optimizer = optimizer
         # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
@@ -67,9 +76,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._algorithm = algorithm
         self._comm = as_communicator(comm)
         self._steps, self._seed = 0, seed
-        self._sync, self._averaged, self._queued = True, False, False
         self._consensus_distance = 0.0
-        self._bytes = {"steps": 0, "startup": 0, "averaging": 0}
+        self._bytes = {"startup": 0, "averaging": 0}
         with self._counting("startup"):
             self._start(bucket_cap_mb)
 
@@ -83,15 +91,28 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "the optimizer": hyperparameters(self.optimizer),
         }
         check_agreement(comm, fingerprint(options, model, trained))
-        self._buckets = make_buckets(trained, bucket_cap_mb)
+        self._buckets = Buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
         comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
-        vectors = [b.gather(b.parameters, b.empty()) for b in self._buckets]
-        algorithm.start(self._seed, vectors, [b.numels for b in self._buckets])
-        if isinstance(algorithm, GradientAlgorithm) and comm.size > 1:
-            for p in itertools.chain.from_iterable(b.parameters for b in self._buckets):
-                p.register_post_accumulate_grad_hook(self._gradient_ready)
+        x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
+        vectors = [bucket.of(x) for bucket in self._buckets]
+        algorithm.start(self._seed, vectors, [bucket.numels for bucket in self._buckets])
+        self._engine = Engine(comm)
+        self._reducer: Reducer | None = None
+        self._mixer: Mixer | None = None
+        if comm.size > 1 and isinstance(algorithm, GradientAlgorithm):
+            self._reducer = Reducer(
+                algorithm, self._buckets, x, comm, self._engine, self._begin_averaging
+            )
+        elif comm.size > 1 and isinstance(algorithm, GossipAlgorithm):
+            self._mixer = Mixer(algorithm, self._buckets, x, comm, self._engine)
+
+    def _begin_averaging(self) -> int:
+        step = self._steps + 1
+        rates = learning_rates(self.optimizer, self._buckets)
+        self._algorithm.begin_step(step, rates)  # type: ignore[attr-defined]
+        return step
 
     @property
     def communicator(self) -> Communicator:
@@ -120,7 +141,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
-        self._averaged = self._queued = False
+        if self._reducer is not None:
+            self._reducer.forget()
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,6 +150,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         Tensors, numbers and strings only, so that torch.load(weights_only=True) reads it.
         """
+        self._settle()
         ours = {
             **self._identity(),
             "steps": self._steps,
@@ -157,6 +180,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
         check_state(self._comm, ours, self._identity())
+        self._settle()
         self.optimizer.load_state_dict(theirs)
         self._algorithm.load_state_dict(ours["state"])
         self._steps = ours["steps"]
@@ -166,103 +190,87 @@ class DistributedOptimizer(torch.optim.Optimizer):
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Inside, backward() only accumulates gradients; the next one outside averages the sum."""
-        before, self._sync = self._sync, False
+        reducer = self._reducer
+        if reducer is None:
+            yield
+            return
+        before, reducer.sync = reducer.sync, False
         try:
             yield
         finally:
-            self._sync = before
-
-    def _gradient_ready(self, p: Tensor) -> None:
-        self._averaged = False
-        if self._sync and not self._queued:
-            self._queued = True
-            # The way DDP and FSDP learn of the end of backward(); torch has no public one.
-            torch.autograd.Variable._execution_engine.queue_callback(self._average_gradients)
-
-    def _average_gradients(self) -> None:
-        """Average all gradients once; ranks do so equally often, whichever parameters they used."""
-        self._queued = False
-        algorithm = self._algorithm
-        if not isinstance(algorithm, GradientAlgorithm) or self._averaged or self._comm.size == 1:
-            return
-        pairs: list[tuple[nn.Parameter, Tensor]] = []
-        algorithm.begin_step(self._steps + 1, learning_rates(self.optimizer, self._buckets))
-        for b, bucket in enumerate(self._buckets):
-            g = bucket.gather((p.grad for p in bucket.parameters), bucket.empty())
-            with self._exchanging(b):
-                algorithm.average(b, g, self._steps + 1)
-            pairs += zip(bucket.parameters, bucket.views(g), strict=True)
-        with self._counting("steps"):
-            used = used_by_some_rank(self._comm, pairs)
-        for p, mean in used:
-            if p.grad is None:
-                p.grad = mean.to(p.dtype, copy=True)
-            else:
-                p.grad.copy_(mean)
-        self._averaged = True
+            reducer.sync = before
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Perform one step of the wrapped optimizer, and of the algorithm.
 
+        Under GradScaler, a rank (with gossip), or all (otherwise), may skip the optimizer's part.
+
         Raises:
             NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
         """
-        self._queued = False
-        if isinstance(self._algorithm, GossipAlgorithm) and self._comm.size > 1:
-            result = self._gossip_step(self._algorithm, closure)
+        overflow = self._unscale()
+        if self._mixer is not None:
+            # Optimizers turn gradients on for their closure themselves.
+            local = None if overflow else self._local_step(closure)
+            result = self._mixer.step(self._steps + 1, local)
         else:
-            result = self._local_step(closure)
+            if overflow:
+                return None
+            result = self._averaged_step(self._reducer, closure)
         self._steps += 1
-        self._averaged = False
         return result
 
-    def _local_step(self, closure: Callable[[], Any] | None) -> Any:
-        if closure is None:
-            self._average_gradients()  # if backward() was inside no_sync(), or not called at all
-            return self.optimizer.step()
+    def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
+        return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
+
+    def _averaged_step(self, reducer: Reducer | None, closure: Callable[[], Any] | None) -> Any:
+        if reducer is None:
+            return self._local_step(closure)()
+
+        def average() -> None:
+            reducer.average()
+            if reducer.not_finite is not None:
+                raise reducer.not_finite
 
         def averaging_closure() -> Any:
-            self._averaged = False
+            reducer.forget()
             with torch.enable_grad():
-                loss = closure()
-            self._average_gradients()
+                loss = closure() if closure else None
+            average()
             return loss
 
-        return self.optimizer.step(averaging_closure)
-
-    def _gossip_step(self, algorithm: GossipAlgorithm, closure: Callable[[], Any] | None) -> Any:
-        before = [b.gather(b.parameters, b.empty()) for b in self._buckets]
-        # Optimizers turn gradients on for their closure themselves.
-        result = self.optimizer.step(closure) if closure else self.optimizer.step()
-        for b, (bucket, x) in enumerate(zip(self._buckets, before, strict=True)):
-            x_new = bucket.gather(bucket.parameters, bucket.empty())
-            with self._exchanging(b):
-                algorithm.update(b, x, x_new, self._steps + 1)
-            bucket.scatter(x_new)
+        if closure is not None:
+            result: Any = self.optimizer.step(averaging_closure)
+        else:
+            average()  # if backward() was inside no_sync(), or not called at all
+            result = self.optimizer.step()
+        reducer.forget()
         return result
+
+    def _unscale(self) -> bool:
+        """Do what GradScaler leaves to an optimizer; return whether a gradient overflowed."""
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is None:
+            return False
+        if scale is not None:  # the script has not called unscale_()
+            groups = self.optimizer.param_groups
+            for g in (p.grad for group in groups for p in group["params"]):
+                if g is not None:
+                    g.div_(scale.to(g.device))
+        return bool(found_inf.item())
+
+    def _settle(self) -> None:
+        """Let messages under way arrive, since what follows reads, or changes, what they do."""
+        if self._mixer is not None:
+            self._mixer.settle()
 
     @contextmanager
     def _counting(self, what: str) -> Iterator[None]:
-        """Count the bytes sent inside as steps', start-up's or averaging's."""
+        """Count the bytes sent inside as start-up's or averaging's, not steps'."""
         before = self._comm.bytes_sent
         yield
         self._bytes[what] += self._comm.bytes_sent - before
-
-    @contextmanager
-    def _exchanging(self, b: int) -> Iterator[None]:
-        """Count bytes; add rank, step, bucket and parameter to what a compressor complains of."""
-        try:
-            with self._counting("steps"):
-                yield
-        except NotFiniteError as error:
-            name = self._buckets[b].name_at(error.index)
-            raise NotFiniteError(
-                f"rank {self._comm.rank}, step {self._steps + 1}, bucket {b}: {error}, which "
-                f"belongs to parameter {name!r}: its gradient, or the step taken with it, is not "
-                "finite. Lower the learning rate, clip gradients, or look at this rank's batch",
-                error.index,
-            ) from error
 
     # ---- looking at it ----------------------------------------------------------------------
 
@@ -272,6 +280,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         For evaluation and export; afterwards every rank has its own again. All ranks must enter.
         """
+        self._settle()
         average = average_of_model(self._comm, self._model, self._buckets)
         with ExitStack() as stack:
             with self._counting("averaging"):
@@ -283,18 +292,25 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
         bytes_sent_averaging apart; bits_per_parameter of the last message; consensus_distance,
-        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start; and
-        what the compressor counts (intsgd: clipped, largest_integer).
+        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start;
+        communication_s, in which messages were made, under way or read, waited_s of it, in which
+        this rank's training stood still for them, and hidden, the share that was not waited for;
+        and what algorithm and compressor count (intsgd: clipped, largest_integer).
         """
+        self._engine.wait_for_begin()
         numel = sum(b.numel for b in self._buckets)
         message = sum(map(self._algorithm.message_nbytes, range(len(self._buckets))))
+        communication, waited = self._engine.communication_s, self._engine.waited_s
         return {
             "steps": self._steps,
             "parameters": numel,
-            "bytes_sent": self._bytes["steps"],
+            "bytes_sent": self._comm.bytes_sent - sum(self._bytes.values()),
             "bytes_sent_startup": self._bytes["startup"],
             "bytes_sent_averaging": self._bytes["averaging"],
             "bits_per_parameter": 8 * message / max(1, numel),
             "consensus_distance": self._consensus_distance,
+            "communication_s": communication,
+            "waited_s": waited,
+            "hidden": 1 - waited / communication if communication > 0 else 0.0,
             **self._algorithm.stats(),
         }

@@ -2,7 +2,7 @@
 
     offset 0   magic "DCNT", format version (u16), bucket (u16), configuration (u32), step (u32),
                number of coordinates (u64), number of bytes of the whole message (u64)
-    offset 32  the compressor's body
+    offset 32  the compressor's body; none where the sender's vector was not finite
 
 Little-endian. The configuration is a checksum of the compressor's repr, so that two ranks whose
 compressors differ cannot misread each other. The buffer is a NumPy array, or a torch tensor where
@@ -125,6 +125,11 @@ class Payload:
     def body(self) -> Any:
         """What follows the header, as a view: NumPy uint8 on the host, a tensor on a GPU."""
         return self.wire.array[HEADER_NBYTES : self.nbytes]
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it is the header alone of a vector that could not be encoded."""
+        return self.nbytes == HEADER_NBYTES and self.header().numel > 0
 
     def resize(self, nbytes: int) -> None:
         """Say how many bytes of the memory are the message.

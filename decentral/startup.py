@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
-from .buckets import Bucket
+from .buckets import Buckets
 from .communicators.base import Communicator
 from .payload import FORMAT_VERSION
 
@@ -54,13 +54,12 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[str, list[dict[st
     return type(optimizer).__name__, groups
 
 
-def learning_rates(
-    optimizer: torch.optim.Optimizer, buckets: Iterable[Bucket]
-) -> list[list[float]]:
-    """Return the learning rate of every tensor, by bucket; 1 where an optimizer has none."""
+def learning_rates(optimizer: torch.optim.Optimizer, buckets: Buckets) -> list[list[float]]:
+    """Return the learning rate of every tensor, or part of one, by bucket; 1 where none is."""
     groups = optimizer.param_groups
     rates = {id(p): float(g.get("lr", 1.0)) for g in groups for p in g["params"]}
-    return [[rates[id(p)] for p in bucket.parameters] for bucket in buckets]
+    of_parameter = [rates[id(p)] for p in buckets.parameters]
+    return [[of_parameter[i] for i in bucket.indices] for bucket in buckets]
 
 
 def fingerprint(
@@ -72,6 +71,8 @@ def fingerprint(
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     for name, t in tensors:
         yield f"parameter or buffer {name!r}", (name, tuple(t.shape), t.dtype)
+    for name, p in trained:  # buckets hold them in the order of memory
+        yield f"the memory layout of {name!r}", p.stride()
     for name, _ in trained:
         yield f"what the optimizer trains ({name!r})", name
 

@@ -6,8 +6,8 @@ via Nonuniform Quantization", JMLR 22 (2021), arXiv:2104.13818:
     every worker i:  send ENCODE(Q(g_i)) to all;  receive and decode all
                      x <- x - (eta / n) sum_j DECODE(m_j)
 
-One rounding per message, and traffic that grows with n: from 4 ranks on, buckets large enough go by
-reduce-scatter and all-gather instead (sharded.py). Without a compressor it is the float32
+One rounding per message, and traffic that grows with n: where ranks share hosts, or from 4 ranks
+on, buckets that are large enough go other ways (means.py). Without a compressor it is the float32
 all-reduce, which the paper calls SuperSGD. The step on x is the wrapped optimizer's, so momentum
 and weight decay come after the mean.
 
@@ -17,17 +17,20 @@ algorithm 1 of Mishchenko et al., "IntSGD", ICLR 2022, which decentral/compresso
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..compressors.base import Compressor, check_finite
-from .base import GradientAlgorithm
-from .sharded import ShardedMean, rounding_noise
+from ..communicators.base import Communicator
+from ..compressors.base import Compressor, NotFiniteError, check_finite, lossless
+from .base import Averaging, GradientAlgorithm
+from .means import GatheredMean, Mean, ShardedMean, my_shard, refused_by, rounding_noise
 
-EXCHANGES = ("auto", "all-gather", "reduce-scatter")
+EXCHANGES = ("auto", "all-gather", "reduce-scatter", "two-level")
 # An all-gather sends n - 1 messages, the other way 2 (n - 1) / n, in two rounds.
 _SHARDED_FROM_RANKS, _SHARDED_FROM_NUMEL = 4, 1 << 14
 # The second rounding's noise, which n does not average out, may be as large as the mean. QSGD's is
@@ -43,11 +46,13 @@ class AllReduce(GradientAlgorithm):
     Args:
         compressor: any; None sends float32.
         exchange: "all-gather" is the paper's; "reduce-scatter" (and all-gather of the means) sends
-            as much whatever the number of ranks, and rounds twice; "auto" chooses by ranks, size of
-            the bucket, and how noisy the compressor is.
+            as much whatever the number of ranks, and rounds twice; "two-level" adds up in float32
+            within a host and exchanges messages between hosts, every rank a part; "auto" chooses by
+            hosts, ranks, size of the bucket, and how noisy the compressor is.
 
     Raises:
-        ValueError: the exchange is not known.
+        ValueError: the exchange is not known; when joining ranks, hosts have unequal numbers of
+            ranks for "two-level".
     """
 
     name = "allreduce"
@@ -66,21 +71,54 @@ class AllReduce(GradientAlgorithm):
 
     def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         self._numels = [len(v) for v in vectors]
+        self._means: list[Mean] = []
+        self._chosen = ["all-reduce"] * len(vectors)
         if self.compressor.summable:
             self._integers.attach(self.comm.size, parts)
         elif not self.compressor.lossless:
-            self._noise = rounding_noise(self.compressor)
-            # An empty vector takes the place of a bucket that goes the other way.
-            sharded = [v if self._is_sharded(len(v)) else v[:0] for v in vectors]
-            gathered = [v[:0] if self._is_sharded(len(v)) else v for v in vectors]
-            self._sharded = ShardedMean(self.compressor, self.comm, self._seed, sharded)
-            super()._allocate(gathered, parts)
+            self._choose(vectors)
 
-    def _is_sharded(self, numel: int) -> bool:
-        if self.exchange != "auto":
-            return self.exchange == "reduce-scatter"
-        large = self.comm.size >= _SHARDED_FROM_RANKS and numel >= _SHARDED_FROM_NUMEL
-        return large and self._noise <= _SHARDED_UP_TO_NOISE
+    def _choose(self, vectors: Sequence[Tensor]) -> None:
+        self._noisy = rounding_noise(self.compressor) > _SHARDED_UP_TO_NOISE
+        self._chosen = [self._way(self.comm, len(v), self.exchange) for v in vectors]
+        if "two-level" in self._chosen:
+            self._local, self._across = self._split()
+        ways = zip(vectors, self._chosen, strict=True)
+        self._means = [self._mean(v, self.comm, way) for v, way in ways]
+
+    def _way(self, comm: Communicator, numel: int, exchange: str) -> str:
+        if exchange != "auto":
+            return exchange
+        if numel < _SHARDED_FROM_NUMEL or self._noisy:
+            return "all-gather"
+        ranks = Counter(comm.hosts).values()
+        if comm is self.comm and len(ranks) > 1 and set(ranks) == {max(ranks)} != {1}:
+            return "two-level"
+        return "reduce-scatter" if comm.size >= _SHARDED_FROM_RANKS else "all-gather"
+
+    def _split(self) -> tuple[Communicator, Communicator]:
+        """Return the ranks of this host, and this rank's peers on all hosts."""
+        comm = self.comm
+        ranks = Counter(comm.hosts)
+        if len(set(ranks.values())) > 1:
+            raise ValueError(
+                f"allreduce: exchange='two-level' needs equally many ranks on every host, got "
+                f"{sorted(ranks.values())}; use 'auto'"
+            )
+        host = comm.hosts[comm.rank]
+        return comm.split(host), comm.split(comm.hosts[: comm.rank].count(host))
+
+    def _mean(self, vector: Tensor, comm: Communicator, way: str) -> Mean:
+        arguments = (self.compressor, comm, self._seed, self.comm.rank, self.comm.size)
+        if way == "all-gather":
+            return GatheredMean(vector, *arguments)
+        if way == "reduce-scatter":
+            return ShardedMean(vector, *arguments)
+        local, across = self._local, self._across
+        lower = (lossless(), local, *arguments[2:])
+        part = my_shard(vector, local)
+        inner = self._mean(part, across, self._way(across, len(part), "auto"))
+        return ShardedMean(vector, *lower, inner=inner)
 
     @property
     def _integers(self) -> Any:
@@ -92,52 +130,68 @@ class AllReduce(GradientAlgorithm):
         if self.compressor.summable:
             self._integers.begin_step(step, rates)
 
-    def average(self, bucket: int, g: Tensor, step: int) -> None:
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
         """See GradientAlgorithm.average; equal on all ranks, bit for bit."""
         if self.compressor.lossless:
-            self._exact_mean(g)
-        elif self.compressor.summable:
-            self._mean_of_integers(bucket, g, step)
+            return self._exact_mean(g)
+        if self.compressor.summable:
+            return self._observed_mean(bucket, g, step)
+        return self._means[bucket].average(bucket, g, step)
+
+    def _exact_mean(self, g: Tensor) -> Averaging:
+        failure = self._own_mistake(g)
+        yield self.comm.all_reduce(g, mean=True)
+        return failure or self._others_mistake(g)
+
+    def _own_mistake(self, g: Tensor) -> NotFiniteError | None:
+        """Return what is not finite in g, and make all of it NaN, for the others to see."""
+        try:
+            check_finite(g, self.name)
+        except NotFiniteError as error:
+            g.fill_(torch.nan)
+            return error
+        return None
+
+    def _others_mistake(self, mean: Tensor) -> NotFiniteError | None:
+        return refused_by("some rank") if mean[:1].isnan().any() else None
+
+    def _observed_mean(self, bucket: int, g: Tensor, step: int) -> Averaging:
+        failure = yield from self._mean_of_integers(bucket, g, step)
+        if failure is None:
             self._observe(bucket, g)
-        elif self._is_sharded(len(g)):
-            self._sharded.average(bucket, g, step, self._check)
-        else:
-            self._mean_of_messages(bucket, g, step)
-
-    def _exact_mean(self, g: Tensor) -> None:
-        check_finite(g, self.name)  # here, where the rank is known, and before it spreads
-        self.comm.all_reduce(g).wait()
-        g.div_(self.comm.size)
-
-    def _mean_of_messages(self, bucket: int, g: Tensor, step: int) -> None:
-        n = self.comm.size
-        own, pending = self._post(bucket, g, step)
-        pending.wait()
-        g.zero_()
-        for j in range(n):  # in the same order everywhere, since float addition is not associative
-            message = own if j == self.comm.rank else self._arrived(bucket, j, step)
-            self.compressor.accumulate(message, g, 1 / n)
+        return failure
 
     def _mean_of_integers(
         self, bucket: int, g: Tensor, step: int, sent: Tensor | None = None
-    ) -> None:
+    ) -> Averaging:
         """Replace g by S / (n alpha); add to `sent` what this rank's integers stand for."""
         c, comm = self._integers, self.comm
         host = g.cpu()  # the same memory, unless g is on a GPU
         key = (self._seed, step, comm.rank, bucket)
-        integers = c.round(bucket, host.numpy(), key, comm.all_reduce_max)
+        failure = None
+        try:
+            integers = c.round(bucket, host.numpy(), key, comm.all_reduce_max)
+        except NotFiniteError as error:  # all ranks have to do the same operations
+            failure = error
+            integers = c.round(bucket, np.zeros(len(g), np.float32), key, comm.all_reduce_max)
+        own = g.clone() if sent is not None else g
         if integers is None:
+            other = yield from self._exact_mean(g)
+            failure = failure or other
+        else:
             if sent is not None:
-                sent += g
-            self._exact_mean(g)
-            return
-        if sent is not None:
-            own = torch.zeros_like(host)
-            c.expand(bucket, integers, own.numpy(), ranks=1)
-            sent += own.to(sent.device)
-        comm.all_reduce(integers).wait()
-        c.expand(bucket, integers, host.numpy(), ranks=comm.size)
-        g.copy_(host)
+                c.expand(bucket, integers, host.numpy(), ranks=1)
+                own.copy_(host)
+            wire = c.wire(bucket, refused=failure is not None)
+            yield comm.all_reduce(wire)
+            c.expand(bucket, integers, host.numpy(), ranks=comm.size)
+            g.copy_(host)
+            if wire[-1]:
+                g.fill_(torch.nan)
+                failure = failure or refused_by("some rank")
+        if sent is not None and failure is None:
+            sent += own
+        return failure
 
     def _observe(self, bucket: int, g: Tensor) -> None:
         self._integers.observe(bucket, g.cpu().numpy())
@@ -148,15 +202,8 @@ class AllReduce(GradientAlgorithm):
             return int(self._numels[bucket] * self._integers.bits // 8)
         if self.compressor.lossless:
             return 4 * self._numels[bucket]
-        if self._is_sharded(self._numels[bucket]):
-            return self._sharded.nbytes(bucket)
-        return super().message_nbytes(bucket)
+        return self._means[bucket].nbytes
 
     def stats(self) -> dict[str, Any]:
         """Return what the compressor counts, and the "exchange" of each bucket."""
-        if self.compressor.lossless or self.compressor.summable:
-            chosen = ["all-reduce"] * len(self._numels)
-        else:
-            ways = ("all-gather", "reduce-scatter")
-            chosen = [ways[self._is_sharded(numel)] for numel in self._numels]
-        return super().stats() | {"exchange": chosen}
+        return super().stats() | {"exchange": list(self._chosen)}

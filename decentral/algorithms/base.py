@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,12 @@ import decentral_topologies
 from decentral_topologies import Topology
 
 from ..communicators.base import Communicator, Pending
-from ..compressors.base import Compressor, lossless
+from ..compressors.base import Compressor, NotFiniteError, lossless
 from ..payload import Payload
+
+# What runs in the background yields the operations that it waits for, and returns a result.
+Averaging = Generator[Pending, None, "NotFiniteError | None"]
+Publishing = Generator[Pending, None, None]
 
 # By name, as an object, or as a function of the number of ranks, which a script may not know yet.
 TopologyLike = str | Topology | Callable[[int], Topology]
@@ -86,14 +90,15 @@ class Algorithm(ABC):
         """Return what the compressor counts."""
         return self.compressor.stats()
 
-    def _post(self, bucket: int, message: Tensor, step: int) -> tuple[Payload, Pending]:
-        """Encode a message, send it to all peers, and start to receive theirs."""
-        own = self.compressor.encode(
-            message, (self._seed, step, self.comm.rank, bucket), out=self._own[bucket]
-        )
+    def _encode(self, bucket: int, message: Tensor, step: int) -> Payload:
+        key = (self._seed, step, self.comm.rank, bucket)
+        return self.compressor.encode(message, key, out=self._own[bucket])
+
+    def _post(self, bucket: int, step: int) -> Pending:
+        """Send the encoded message to all peers, and start to receive theirs."""
         # Neighbors are at most one step apart, so two tags per bucket keep their messages apart.
         tag = 2 * bucket + step % 2
-        return own, self.comm.exchange(own, self._received[bucket], tag)
+        return self.comm.exchange(self._own[bucket], self._received[bucket], tag)
 
     def _arrived(self, bucket: int, source: int, step: int) -> Payload:
         """Return the message of a peer, which the exchange has completed.
@@ -102,17 +107,8 @@ class Algorithm(ABC):
             ValueError: it is of another step or bucket.
         """
         payload = self._received[bucket][source]
-        self._check(payload, source, bucket, step)
+        check_message(payload, f"{self.name}: rank {self.comm.rank}", source, bucket, step)
         return payload
-
-    def _check(self, payload: Payload, source: int, bucket: int, step: int) -> None:
-        head = payload.header()
-        if (head.step, head.bucket) != (step & 0xFFFFFFFF, bucket):
-            raise ValueError(
-                f"{self.name}: rank {self.comm.rank} expected bucket {bucket} of step {step} from "
-                f"rank {source}, got bucket {head.bucket} of step {head.step}; do all ranks call "
-                "step() equally often?"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved besides the parameters: tensors and numbers, by name."""
@@ -126,6 +122,29 @@ class Algorithm(ABC):
         return f"{type(self).__name__}(compressor={self.compressor!r})"
 
 
+def check_message(payload: Payload, who: str, source: int, bucket: int, step: int) -> None:
+    """Raise ValueError if a message is not of this step and bucket."""
+    head = payload.header()
+    if (head.step, head.bucket) != (step & 0xFFFFFFFF, bucket):
+        raise ValueError(
+            f"{who} expected bucket {bucket} of step {step} from rank {source}, got bucket "
+            f"{head.bucket} of step {head.step}; do all ranks call step() equally often?"
+        )
+
+
+_IN_CACHE = 1 << 16  # coordinates: a few float32 vectors of it stay in the caches of a core
+
+
+def in_cache(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield parts of vectors of one length, so that what is done with one stays in the cache."""
+    if vectors[0].is_cuda:
+        yield vectors
+        return
+    each = _IN_CACHE * torch.get_num_threads()
+    for start in range(0, len(vectors[0]), each):
+        yield tuple(v[start : start + each] for v in vectors)
+
+
 class GradientAlgorithm(Algorithm):
     """All ranks hold the same parameters and average their gradients."""
 
@@ -133,8 +152,12 @@ class GradientAlgorithm(Algorithm):
         """Prepare for the buckets of a step; `rates` are the tensors' learning rates, by bucket."""
 
     @abstractmethod
-    def average(self, bucket: int, g: Tensor, step: int) -> None:
-        """Replace the gradient g, float32[numel], by an estimate of the mean over ranks."""
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
+        """Replace the gradient g, float32[numel], by an estimate of the mean over ranks.
+
+        What it returns is None, or why the mean is not finite on any rank: this one's mistake, with
+        the coordinate, or (index -1) another's.
+        """
 
 
 class GossipAlgorithm(Algorithm):
@@ -143,8 +166,8 @@ class GossipAlgorithm(Algorithm):
     What arrives from the neighbors is added into S, weighted by W: updates are linear, so there is
     no replica per neighbor. An algorithm says what S means; one that updates it for ever keeps it
     relative to its own estimate, S_i = sum_j W_ij (xt_j - xt_i), which is small, so that what
-    rounding adds to it stays small too. An exchange that was posted in one step is collected in the
-    next, just before S is needed.
+    rounding adds to it stays small too. A step is update(), which finds S complete, and publish(),
+    which runs in the background during the next forward and backward pass.
     """
 
     def __init__(
@@ -164,7 +187,6 @@ class GossipAlgorithm(Algorithm):
         """See Algorithm.start."""
         super().start(seed, vectors, parts)
         self.S = [torch.zeros_like(v) for v in vectors]
-        self._under_way: list[tuple[Pending, int, float] | None] = [None] * len(vectors)
 
     def _graph(self, size: int) -> Topology:
         if isinstance(self.topology, str):
@@ -187,39 +209,35 @@ class GossipAlgorithm(Algorithm):
 
     @abstractmethod
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
-        """Turn x_new, where the local optimizer took x, into the next iterate, and post a message.
+        """Turn x_new, where the local optimizer took x, into the next iterate, in place.
 
-        x is left as it is; both are float32[numel].
+        x, which is left to the algorithm until publish() is complete, may be overwritten; both are
+        float32[numel].
+
+        Raises:
+            NotFiniteError: the iterate holds NaN or inf.
         """
 
-    def send(self, bucket: int, message: Tensor, step: int, weight: float) -> Payload:
-        """Post a message and return it encoded; the neighbors' go into S with W_ij * `weight`."""
-        own, pending = self._post(bucket, message, step)
-        self._under_way[bucket] = (pending, step, weight)
-        return own
+    @abstractmethod
+    def publish(self, bucket: int, step: int) -> Publishing:
+        """Send what the neighbors need to know of the iterate, and add what theirs is to S."""
 
-    def collect(self, bucket: int) -> Tensor:
-        """Complete the exchange under way, if any, and return S, float32[numel]."""
-        S = self.S[bucket]
-        if self._under_way[bucket] is not None:
-            pending, step, weight = self._under_way[bucket]  # type: ignore[misc]
-            pending.wait()
-            self._under_way[bucket] = None
-            for j in self.peers():
-                self.compressor.accumulate(self._arrived(bucket, j, step), S, self.W[j] * weight)
-        return S
+    def _gossip(self, bucket: int, step: int, weight: float) -> Publishing:
+        """Exchange the encoded messages; the neighbors' go into S with W_ij * `weight`."""
+        yield self._post(bucket, step)
+        for j in self.peers():
+            message = self._arrived(bucket, j, step)
+            self.compressor.accumulate(message, self.S[bucket], self.W[j] * weight)
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""
-        S = [self.collect(b).clone() for b in range(len(self.S))]
-        return super().state_dict() | {"S": S}
+        return super().state_dict() | {"S": [S.clone() for S in self.S]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Algorithm.load_state_dict."""
         super().load_state_dict(state)
-        for b, S in enumerate(self.S):
-            self.collect(b)
-            S.copy_(state["S"][b])
+        for S, saved in zip(self.S, state["S"], strict=True):
+            S.copy_(saved)
 
     def __repr__(self) -> str:
         how = f"topology={self.topology!r}, compressor={self.compressor!r}"

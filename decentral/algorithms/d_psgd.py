@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..compressors.base import Compressor
-from .base import GossipAlgorithm, TopologyLike
+from .base import GossipAlgorithm, Publishing, TopologyLike, in_cache
 
 
 class DPSGD(GossipAlgorithm):
@@ -46,7 +46,12 @@ class DPSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        S = self.collect(bucket)
-        x_new += S - x  # x_new was x - eta g
-        torch.mul(x_new, self.W[self.comm.rank], out=S)
-        self.send(bucket, x_new, step, weight=1.0)
+        S, W_ii = self.S[bucket], self.W[self.comm.rank]
+        for S_, x_, new in in_cache(S, x, x_new):
+            new.add_(torch.sub(S_, x_))  # x_new was x - eta g
+            torch.mul(new, W_ii, out=S_)
+        self._encode(bucket, x_new, step)  # now, since the next step changes x_new
+
+    def publish(self, bucket: int, step: int) -> Publishing:
+        """See GossipAlgorithm.publish."""
+        return self._gossip(bucket, step, weight=1.0)

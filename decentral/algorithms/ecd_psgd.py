@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compressors.base import Compressor
-from .base import GossipAlgorithm, TopologyLike
+from ..compressors.base import Compressor, check_finite
+from .base import GossipAlgorithm, Publishing, TopologyLike, in_cache
 
 
 class ECDPSGD(GossipAlgorithm):
@@ -66,25 +66,41 @@ class ECDPSGD(GossipAlgorithm):
         """See Algorithm.start."""
         super().start(seed, vectors, parts)
         self.xt = [v.clone() for v in vectors]
-        self._z = [torch.empty_like(v) for v in vectors]
+        self._z: list[Tensor] = list(vectors)  # what is sent; lives where x was
+
+    def _t(self, step: int) -> int:
+        return step if self.published else min(step, self.horizon)
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        t = step if self.published else min(step, self.horizon)
-        S, xt, z = self.collect(bucket), self.xt[bucket], self._z[bucket]
-        # x^{t+1} = sum_j W_ij xt_j + (x_new - x), where x_new was x - eta g, and sum_j W_ij xt_j is
-        # xt_i + S
-        x_new += torch.sub(xt, x, out=z).add_(S)
-        # (1 - t/2) x + (t/2) x^{t+1}, written so that a large t does not cancel large numbers
-        torch.sub(x_new, x, out=z).mul_(t / 2).add_(x)
-        if self.published:
-            xt.mul_(1 - 2 / t)
-            S.mul_(1 - 2 / t)
-        else:
-            z.sub_(xt)
-        own = self.send(bucket, z, step, weight=2 / t)
-        self.compressor.accumulate(own, xt, 2 / t)
-        self.compressor.accumulate(own, S, (self.W[self.comm.rank] - 1) * 2 / t)
+        t = self._t(step)
+        total = torch.zeros((), device=x.device)
+        for new, x_, xt, S in in_cache(x_new, x, self.xt[bucket], self.S[bucket]):
+            # x^{t+1} = sum_j W_ij xt_j + (x_new - x), where x_new was x - eta g, and
+            # sum_j W_ij xt_j is xt_i + S
+            new.add_(torch.sub(xt, x_).add_(S))
+            moved = torch.sub(new, x_)
+            if self.published:
+                xt.mul_(1 - 2 / t)
+                S.mul_(1 - 2 / t)
+            else:
+                x_.sub_(xt)
+            # (1 - t/2) x + (t/2) x^{t+1}, so that a large t does not cancel large numbers
+            x_.add_(moved, alpha=t / 2)
+            total += x_.sum()
+        if not torch.isfinite(total):
+            check_finite(x, self.name)
+        self._z[bucket] = x
+
+    def publish(self, bucket: int, step: int) -> Publishing:
+        """See GossipAlgorithm.publish."""
+        weight = 2 / self._t(step)
+        own = self._encode(bucket, self._z[bucket], step)
+        arrival = self._gossip(bucket, step, weight)
+        yield next(arrival)
+        self.compressor.accumulate(own, self.xt[bucket], weight)
+        self.compressor.accumulate(own, self.S[bucket], (self.W[self.comm.rank] - 1) * weight)
+        yield from arrival
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..compressors.base import Compressor
 from .all_reduce import AllReduce
+from .base import Averaging
 
 
 class IntDIANA(AllReduce):
@@ -47,17 +48,21 @@ class IntDIANA(AllReduce):
         self.h_i = [torch.zeros_like(v) for v in vectors]
         self.h = [torch.zeros_like(v) for v in vectors]
 
-    def average(self, bucket: int, g: Tensor, step: int) -> None:
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
         """See GradientAlgorithm.average; equal on all ranks, bit for bit."""
         if self.compressor.lossless:
-            self._exact_mean(g)
-            return
+            return self._exact_mean(g)
+        return self._shifted_mean(bucket, g, step)
+
+    def _shifted_mean(self, bucket: int, g: Tensor, step: int) -> Averaging:
         h = self.h[bucket]
         g -= self.h_i[bucket]
-        self._mean_of_integers(bucket, g, step, sent=self.h_i[bucket])
-        h += g
-        g.copy_(h)
-        self._observe(bucket, g)
+        failure = yield from self._mean_of_integers(bucket, g, step, sent=self.h_i[bucket])
+        if failure is None:
+            h += g
+            g.copy_(h)
+            self._observe(bucket, g)
+        return failure
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""

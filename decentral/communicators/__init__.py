@@ -10,9 +10,12 @@ from .local import LocalCommunicator, run_local
 
 
 def as_communicator(comm: Any = None) -> Communicator:
-    """Return `comm` if it is a Communicator, else one over an mpi4py communicator or COMM_WORLD."""
+    """Return a Communicator of one's own: over an mpi4py communicator, COMM_WORLD, or another one.
+
+    All ranks must call it.
+    """
     if isinstance(comm, Communicator):
-        return comm
+        return comm.split(0)
     from .mpi import MPICommunicator
 
     return MPICommunicator(comm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -11,12 +12,54 @@ import numpy.typing as npt
 
 from ..payload import Payload
 
+# A pause is a part of what the wait has taken already, so that it makes it little longer.
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_PART = 20e-6, 10e-3, 1 / 16
+
 
 class Pending(Protocol):
-    """An operation under way; the buffers it was given belong to it until `wait` returns."""
+    """An operation under way; the buffers it was given belong to it until it is complete."""
+
+    def test(self) -> bool:
+        """Make progress; return whether the operation is complete."""
 
     def wait(self) -> None:
         """Return when the operation is complete."""
+
+
+class Backoff:
+    """Pauses between two tests of what is under way: ever longer ones, after `spins` of none.
+
+    Ranks that only spin starve the ranks that compute where there are more ranks than cores.
+    """
+
+    def __init__(self, spins: int = 0) -> None:
+        self._spins = spins
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again with short pauses, since something moved."""
+        self._left, self._since = self._spins, time.perf_counter()
+
+    def pause(self, sleep: Callable[[float], object] = time.sleep, spin: bool = True) -> None:
+        """Give the core away for a while, unless some spins are left and wanted."""
+        if spin and self._left > 0:
+            self._left -= 1
+            return
+        waited = time.perf_counter() - self._since
+        sleep(min(max(_PAUSE_MIN_S, waited * _PAUSE_PART), _PAUSE_MAX_S))
+
+
+class Traffic:
+    """The bytes that a rank has sent, over a communicator and all that were split from it."""
+
+    def __init__(self, whole: Traffic | None = None) -> None:
+        self.nbytes, self._whole = 0, whole
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that are handed over."""
+        self.nbytes += nbytes
+        if self._whole is not None:
+            self._whole.add(nbytes)
 
 
 class Communicator(ABC):
@@ -25,8 +68,8 @@ class Communicator(ABC):
     `hosts[r]` numbers the host of rank r; `local_rank` and `local_size` count within this host;
     `cores_per_rank` is this rank's share of the host's usable cores, at least 1. `device_direct`
     says whether device memory is handed over as it is (CUDA-aware MPI) or staged through pinned
-    host memory. `bytes_sent` counts what this rank handed over for sending since construction; a
-    library's all-reduce counts as the bandwidth-optimal ring, 2 (n - 1) / n of the vector.
+    host memory. `threaded` says whether two threads may call at once: operations that were begun
+    may then be driven by one of them, whatever the other does.
     """
 
     rank: int
@@ -36,7 +79,24 @@ class Communicator(ABC):
     hosts: tuple[int, ...]
     cores_per_rank: int = 1
     device_direct: bool = False
-    bytes_sent: int = 0
+    threaded: bool = True
+    spins: int = 0
+    traffic: Traffic
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank handed over for sending since construction.
+
+        A library's all-reduce counts as the bandwidth-optimal ring, 2 (n - 1) / n of the vector.
+        """
+        return self.traffic.nbytes
+
+    @abstractmethod
+    def split(self, color: int) -> Communicator:
+        """Return a communicator of the ranks that give the same color, in the same order.
+
+        What it sends counts as sent over this one too.
+        """
 
     @abstractmethod
     def exchange(
@@ -49,10 +109,10 @@ class Communicator(ABC):
         """
 
     @abstractmethod
-    def all_reduce(self, vector: Any) -> Pending:
+    def all_reduce(self, vector: Any, mean: bool = False) -> Pending:
         """Replace a vector, an array or a tensor, by its sum over ranks, equal on all of them.
 
-        float32[n], int8[n] or int32[n]; integers must not overflow.
+        float32[n], or its mean; int8[n] or int32[n], which must not overflow.
         """
 
     @abstractmethod

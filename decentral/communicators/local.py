@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import queue
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload, Wire
-from .base import Communicator, all_reduce_nbytes, for_each
+from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 
 T = TypeVar("T")
 _POLL_S = 0.05
@@ -22,12 +23,15 @@ _POLL_S = 0.05
 class _Group:
     """What the ranks of one process share."""
 
-    def __init__(self, size: int, timeout: float) -> None:
-        self.size = size
+    def __init__(self, hosts: Sequence[int], timeout: float, whole: _Group | None = None) -> None:
+        self.hosts = tuple(hosts)
+        self.size = size = len(self.hosts)
         self.timeout = timeout
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
-        self.failed = threading.Event()
+        self.failed: threading.Event = threading.Event() if whole is None else whole.failed
+        self._barriers: list[threading.Barrier] = [] if whole is None else whole._barriers
+        self._barriers.append(self.barrier)
         self._boxes: dict[tuple[int, int, int], queue.SimpleQueue[Any]] = defaultdict(
             queue.SimpleQueue
         )
@@ -39,10 +43,15 @@ class _Group:
 
     def fail(self) -> None:
         self.failed.set()
-        self.barrier.abort()
+        for barrier in self._barriers:
+            barrier.abort()
 
 
 class _Done:
+    def test(self) -> bool:
+        """Return True."""
+        return True
+
     def wait(self) -> None:
         """Return at once."""
 
@@ -51,20 +60,32 @@ class _Receipt:
     """The receiving half of an exchange; sending needs no wait, since bytes are copied."""
 
     def __init__(self, comm: LocalCommunicator, receive: Mapping[int, Payload], tag: int) -> None:
-        self._comm, self._receive, self._tag = comm, receive, tag
+        self._comm, self._receive, self._tag = comm, dict(receive), tag
+        self._begun = time.monotonic()
+
+    def test(self) -> bool:
+        """Take the messages that are here; return whether it was all of them."""
+        for source in list(self._receive):
+            try:
+                self._land(source, self._comm._box(source, self._tag).get_nowait())
+            except queue.Empty:
+                self._comm._check_alive(source, self._begun)
+        return not self._receive
 
     def wait(self) -> None:
         """Return when every message is here."""
-        receive, self._receive = self._receive, {}  # a second wait finds nothing to do
-        for source, payload in receive.items():
-            data = self._comm._take(source, self._tag)
-            if data.size > payload.capacity:
-                raise ValueError(
-                    f"rank {self._comm.rank}: got {data.size} bytes from rank {source}, expected "
-                    f"at most {payload.capacity}"
-                )
-            payload.wire.incoming(False)[: data.size] = data
-            payload.landed(False, data.size)
+        for source in list(self._receive):
+            self._land(source, self._comm._take(source, self._tag))
+
+    def _land(self, source: int, data: Any) -> None:
+        payload = self._receive.pop(source)
+        if data.size > payload.capacity:
+            raise ValueError(
+                f"rank {self._comm.rank}: got {data.size} bytes from rank {source}, expected "
+                f"at most {payload.capacity}"
+            )
+        payload.wire.incoming(False)[: data.size] = data
+        payload.landed(False, data.size)
 
 
 class LocalCommunicator(Communicator):
@@ -72,25 +93,44 @@ class LocalCommunicator(Communicator):
 
     def __init__(self, group: _Group, rank: int) -> None:
         self._group = group
-        self.rank = self.local_rank = rank
-        self.size = self.local_size = group.size
-        self.hosts = (0,) * group.size
+        self.traffic = Traffic()
+        self.rank, self.size, self.hosts = rank, group.size, group.hosts
+        self.local_rank = self.hosts[:rank].count(self.hosts[rank])
+        self.local_size = self.hosts.count(self.hosts[rank])
+
+    def split(self, color: int) -> LocalCommunicator:
+        """See Communicator.split."""
+        colors = self._all_gather(color)
+        members = [r for r, c in enumerate(colors) if c == color]
+        first = members[0] == self.rank
+        group = (
+            _Group([self.hosts[r] for r in members], self._group.timeout, self._group)
+            if first
+            else None
+        )
+        part = LocalCommunicator(self._all_gather(group)[members[0]], members.index(self.rank))
+        part.traffic = Traffic(self.traffic)
+        return part
+
+    def _box(self, source: int, tag: int) -> queue.SimpleQueue[Any]:
+        return self._group.box(source, self.rank, tag)
+
+    def _check_alive(self, source: int, since: float) -> None:
+        """Raise BrokenBarrierError if a message of `source` is not to be waited for any longer."""
+        failed, timeout = self._group.failed.is_set(), self._group.timeout
+        if failed or time.monotonic() - since > timeout:
+            why = "failed" if failed else f"sent nothing in {timeout} s"
+            raise threading.BrokenBarrierError(
+                f"rank {self.rank}: waits for rank {source}, a rank {why}"
+            )
 
     def _take(self, source: int, tag: int) -> Any:
-        box = self._group.box(source, self.rank, tag)
-        for _ in range(max(1, int(self._group.timeout / _POLL_S))):
-            if self._group.failed.is_set():
-                break
+        box, begun = self._box(source, tag), time.monotonic()
+        while True:
             try:
                 return box.get(timeout=_POLL_S)
             except queue.Empty:
-                continue
-        why = (
-            "failed" if self._group.failed.is_set() else f"sent nothing in {self._group.timeout} s"
-        )
-        raise threading.BrokenBarrierError(
-            f"rank {self.rank}: waits for rank {source}, a rank {why}"
-        )
+                self._check_alive(source, begun)
 
     def exchange(
         self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
@@ -98,7 +138,7 @@ class LocalCommunicator(Communicator):
         """See Communicator.exchange."""
         for target, payload in for_each(send, receive).items():
             data = np.array(payload.wire.outgoing(False, payload.nbytes))
-            self.bytes_sent += data.nbytes
+            self.traffic.add(data.nbytes)
             self._group.box(self.rank, target, tag).put(data)
         return _Receipt(self, receive, tag)
 
@@ -108,7 +148,7 @@ class LocalCommunicator(Communicator):
         self.barrier()
         return list(self._group.slots)
 
-    def all_reduce(self, vector: Any) -> _Done:
+    def all_reduce(self, vector: Any, mean: bool = False) -> _Done:
         """See Communicator.all_reduce; ranks are added in order, so the result is reproducible."""
         wire = Wire(vector)
         mine = wire.outgoing(False)
@@ -116,21 +156,23 @@ class LocalCommunicator(Communicator):
         total = parts[0].copy()
         for part in parts[1:]:
             total += part
+        if mean:
+            total /= self.size
         wire.incoming(False)[:] = total
         wire.landed(False)
-        self.bytes_sent += all_reduce_nbytes(mine.nbytes, self.size)
+        self.traffic.add(all_reduce_nbytes(mine.nbytes, self.size))
         return _Done()
 
     def all_reduce_max(self, value: float) -> float:
         """See Communicator.all_reduce_max."""
-        self.bytes_sent += all_reduce_nbytes(4, self.size)
+        self.traffic.add(all_reduce_nbytes(4, self.size))
         return max(self._all_gather(float(np.float32(value))))
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""
         parts = self._all_gather(data)
         data[:] = parts[root]
-        self.bytes_sent += data.nbytes if self.rank == root and self.size > 1 else 0
+        self.traffic.add(data.nbytes if self.rank == root and self.size > 1 else 0)
         self.barrier()
 
     def all_gather_object(self, value: Any) -> list[Any]:
@@ -147,14 +189,17 @@ class LocalCommunicator(Communicator):
 
 
 def run_local(
-    size: int, function: Callable[[LocalCommunicator], T], timeout: float = 60.0
+    size: int,
+    function: Callable[[LocalCommunicator], T],
+    timeout: float = 60.0,
+    hosts: Sequence[int] | None = None,
 ) -> list[T]:
     """Call function(communicator) on `size` ranks at once, and return what they return, by rank.
 
     A rank that raises ends them all, and its exception is raised here. `timeout` in seconds bounds
-    every wait of one rank for another.
+    every wait of one rank for another. `hosts` pretends that ranks are on different hosts.
     """
-    group = _Group(size, timeout)
+    group = _Group([0] * size if hosts is None else hosts, timeout)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
 

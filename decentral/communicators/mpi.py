@@ -15,17 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload, Wire
-from .base import Communicator, all_reduce_nbytes, for_each
+from .base import Backoff, Communicator, Traffic, all_reduce_nbytes, for_each
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
-from .ring import RingSum
+from .ring import TAGS, RingSum, num_segments
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
-_SLEEP_MIN_S, _SLEEP_MAX_S = 20e-6, 1e-3
-_EXIT_WAIT_S = 10.0
+_EXIT_WAIT_S = 1.0  # an engine has waited longer before
 # From this many bytes on our ring adds, which is faster than either MPI's all-reduce, above all for
 # int8 (benchmarks/all_reduce.py); below it latency counts.
 _RING_FROM = 1 << 16
@@ -72,21 +71,22 @@ class _Operation:
         self._owner, self._requests, self._landed = owner, requests, landed
         self._statuses = [MPI.Status() for _ in requests]
         self._held = held  # MPI keeps no reference to what it sends
+        self._test = MPI.Request.Testall
         owner._under_way.add(self)
 
     def test(self) -> bool:
-        """Make progress; return whether all requests are complete."""
-        from mpi4py import MPI
-
-        return bool(MPI.Request.Testall(self._requests, self._statuses))
+        """Make progress; return whether everything is sent and received."""
+        if self not in self._owner._under_way:
+            return True
+        if not self._test(self._requests, self._statuses):
+            return False
+        self._owner._under_way.discard(self)
+        self._landed(self._statuses)
+        return True
 
     def wait(self) -> None:
         """Return when everything is sent and received."""
-        if self not in self._owner._under_way:
-            return
         self._owner._wait_for(self.test)
-        self._owner._under_way.discard(self)
-        self._landed(self._statuses)
 
 
 class MPICommunicator(Communicator):
@@ -101,15 +101,31 @@ class MPICommunicator(Communicator):
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         MPI = start_mpi()
-        self._comm: Any = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        self._begin((MPI.COMM_WORLD if comm is None else comm).Dup(), Traffic())
+        if self.size > 1:
+            end_job_on_exception(self.rank, self.size, self._comm.Abort)
+
+    def _begin(self, comm: MPI.Intracomm, traffic: Traffic) -> None:
+        from mpi4py import MPI
+
+        self._comm: Any = comm
+        self._sums: Any = comm.Dup()  # rings have tags of their own
+        self._rings: list[RingSum] = []
+        self._ring_tag = 0
+        self.traffic = traffic
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._under_way: set[_Operation] = set()
-        self._oversubscribed = True  # until _place() knows
         self._place()
         self.device_direct = cuda_aware()
         if self.size > 1:
-            end_job_on_exception(self.rank, self.size, self._comm.Abort)
             atexit.register(self._finish)
+
+    def split(self, color: int) -> MPICommunicator:
+        """See Communicator.split."""
+        part = MPICommunicator.__new__(MPICommunicator)
+        part._begin(self._comm.Split(color, self.rank), Traffic(self.traffic))
+        return part
 
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
@@ -125,24 +141,27 @@ class MPICommunicator(Communicator):
         self.hosts = tuple(leaders.index(who) for who, _ in everyone)
         cores = {core for who, affinity in everyone if who == leader for core in affinity}
         self.cores_per_rank = max(1, len(cores) // self.local_size)
-        self._oversubscribed = self.local_size > len(cores)
+        self.spins = 0 if self.local_size > len(cores) else _SPINS
+        self._around = sorted(range(self.size), key=lambda r: (self.hosts[r], r))
 
-    def _wait_for(self, done: Any) -> None:
-        """Test until done; give the core away while waiting, since MPI's own wait does not.
-
-        Ranks that spin starve the ranks that compute where there are more ranks than cores.
-        """
-        spins, pause = (0 if self._oversubscribed else _SPINS), _SLEEP_MIN_S
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        """Test until done; give the core away while waiting, since MPI's own wait does not."""
+        backoff = Backoff(self.spins)
         while not done():
-            if spins > 0:
-                spins -= 1
-            else:
-                time.sleep(pause)
-                pause = min(2 * pause, _SLEEP_MAX_S)
+            backoff.pause()
+
+    def _wait_for_ring(self, done: Callable[[], bool]) -> None:
+        """Wait for one ring and drive all, since another rank may wait for another one first."""
+
+        def drive() -> bool:
+            self._rings = [ring for ring in self._rings if not ring.test()]
+            return done()
+
+        self._wait_for(drive)
 
     def _count(self, buffer: Any, copies: int = 1) -> Any:
         """Count a buffer that is handed to MPI for sending, and return it."""
-        self.bytes_sent += buffer.nbytes * copies
+        self.traffic.add(buffer.nbytes * copies)
         return buffer
 
     def exchange(
@@ -168,29 +187,39 @@ class MPICommunicator(Communicator):
 
         return _Operation(self, requests, landed, (sent, receive, incoming, outgoing))
 
-    def all_reduce(self, vector: Any) -> _Operation | RingSum:
+    def all_reduce(self, vector: Any, mean: bool = False) -> _Operation | RingSum:
         """See Communicator.all_reduce."""
         from mpi4py import MPI
 
         wire = Wire(vector)
         buffer = wire.outgoing(self.device_direct)
-        self.bytes_sent += all_reduce_nbytes(buffer.nbytes, self.size)
+        self.traffic.add(all_reduce_nbytes(buffer.nbytes, self.size))
         on_host = isinstance(buffer, np.ndarray)
+        landed = functools.partial(wire.landed, self.device_direct)
         if on_host and buffer.nbytes >= _RING_FROM and self.size > 1:
-            landed = functools.partial(wire.landed, self.device_direct)
-            return RingSum(self._comm, buffer, self._wait_for, landed)
+            tag = self._ring_tag
+            self._ring_tag = (tag + num_segments(buffer.nbytes, self.size)) % TAGS
+            ring = RingSum(self._sums, buffer, self._wait_for_ring, self._around, tag, mean, landed)
+            self._rings = [r for r in self._rings if not r.complete] + [ring]
+            return ring
         requests = [
             self._comm.Iallreduce(MPI.IN_PLACE, buffer[at : at + _CHUNK], MPI.SUM)
             for at in range(0, len(buffer), _CHUNK)
         ]
-        return _Operation(self, requests, lambda _: wire.landed(self.device_direct), (wire, buffer))
+
+        def complete(_: Any) -> None:
+            if mean:
+                buffer[:] = buffer / self.size
+            landed()
+
+        return _Operation(self, requests, complete, (wire, buffer))
 
     def all_reduce_max(self, value: float) -> float:
         """See Communicator.all_reduce_max."""
         from mpi4py import MPI
 
         result = np.array([value], np.float32)
-        self.bytes_sent += all_reduce_nbytes(result.nbytes, self.size)
+        self.traffic.add(all_reduce_nbytes(result.nbytes, self.size))
         request = self._comm.Iallreduce(MPI.IN_PLACE, result, MPI.MAX)
         self._wait_for(request.Test)
         return float(result[0])
@@ -227,9 +256,10 @@ class MPICommunicator(Communicator):
         """Complete what is under way before MPI finalizes, which may hang on it otherwise."""
         deadline = time.monotonic() + _EXIT_WAIT_S
         for operation in list(self._under_way):
-            self._wait_for(lambda op=operation: op.test() or time.monotonic() > deadline)
+            while not operation.test() and time.monotonic() < deadline:
+                time.sleep(1e-3)
         if time.monotonic() > deadline:
             sys.stderr.write(
                 f"decentral: rank {self.rank}: messages to or from other ranks were still under "
-                f"way {_EXIT_WAIT_S:.0f} s after the script ended; did they all do as many steps?\n"
+                "way long after the script ended; did they all do as many steps?\n"
             )

@@ -204,13 +204,23 @@ class Compressor(ABC):
         out.write_header(self.configuration, step=key[1], bucket=key[3], numel=len(x))
         return out
 
+    def refuse(self, numel: int, key: Key, out: Payload) -> Payload:
+        """Write, instead of a message, that these coordinates cannot be encoded: NaN when decoded.
+
+        So that one rank's NaN or inf reaches all, which then do the same.
+        """
+        out.resize(HEADER_NBYTES)
+        out.write_header(self.configuration, step=key[1], bucket=key[3], numel=numel)
+        return out
+
     def _numel(self, payload: Payload) -> int:
         head = payload.header()
         if head.configuration != self.configuration:
             raise ValueError(f"{self!r}: the payload was made by another compressor or options")
         got = payload.body.shape[0]
         least, most = self.least_body_nbytes(head.numel), self.body_nbytes(head.numel)
-        if not (least <= got <= most and head.numel <= MAX_NUMEL):
+        fits = least <= got <= most or payload.is_refusal
+        if not (fits and head.numel <= MAX_NUMEL):
             expected = f"{most}" if least == most else f"{least} to {most}"
             raise ValueError(
                 f"{self!r}: expected a body of {expected} bytes for "
@@ -239,7 +249,9 @@ class Compressor(ABC):
             else:
                 out = np.empty(numel, np.float32)
         target = self._target(payload, out)
-        if isinstance(target, torch.Tensor) and not self.device_kernels:
+        if payload.is_refusal:
+            target[:] = np.nan
+        elif isinstance(target, torch.Tensor) and not self.device_kernels:
             target.copy_(torch.from_numpy(self.decode(self._on_host(payload))))
         else:
             self._decode(payload, target)
@@ -255,7 +267,9 @@ class Compressor(ABC):
             ValueError: as decode().
         """
         target = self._target(payload, out)
-        if isinstance(target, torch.Tensor) and not self.device_kernels:
+        if payload.is_refusal:
+            target[:] = np.nan
+        elif isinstance(target, torch.Tensor) and not self.device_kernels:
             values = torch.from_numpy(self.decode(self._on_host(payload)))
             target.add_(values.to(target.device), alpha=weight)
         else:

@@ -43,8 +43,8 @@ class IntegerCompressor(Compressor):
     """Round alpha x to integers that MPI may add.
 
     An algorithm that adds calls attach() once, begin_step() before the buckets of a step, and for
-    each bucket round(), expand() and observe(). Without one, encode() makes an ordinary message
-    whose alpha is the largest that clips nothing.
+    each bucket round(), wire(), expand() and observe(). Without one, encode() makes an ordinary
+    message whose alpha is the largest that clips nothing.
 
     Args:
         bits: of an integer on the wire, 8 or 32.
@@ -92,7 +92,7 @@ class IntegerCompressor(Compressor):
                 f"{self.name}: int{self.bits} cannot hold the sum of {size} ranks, expected at "
                 f"most {2 ** (self.bits - 1) - 1}; use bits=32"
             )
-        self._integers = [np.empty(sum(p), self._dtype) for p in parts]
+        self._wires = [np.zeros(sum(p) + 1, self._dtype) for p in parts]  # and a flag
         self._alphas: list[list[float]] = [[] for _ in parts]
 
     def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
@@ -121,12 +121,21 @@ class IntegerCompressor(Compressor):
         if alphas is None or not all(0 < a < ALPHA_LIMIT for a in alphas):
             return None
         self._alphas[bucket] = [float(np.float32(a)) for a in alphas]
-        out = self._integers[bucket]
+        out = self._wires[bucket][:-1]
         for part, alpha in self._pieces(bucket):
             seen = self._round(x[part], alpha, key, part.start, self._limits, out[part])
             self._clipped += seen.clipped
             self._largest = max(self._largest, seen.largest)
         return out
+
+    def wire(self, bucket: int, refused: bool) -> np.ndarray[Any, Any]:
+        """Return what is to be added: round()'s array and, last, whether this rank had to refuse.
+
+        Its gradient was not finite; in the sum, how many ranks'.
+        """
+        wire = self._wires[bucket]
+        wire[-1] = refused
+        return wire
 
     def expand(self, bucket: int, integers: Any, out: Any, ranks: int, add: bool = False) -> None:
         """Write, or add, integers / (ranks alpha) to out, a float32[numel] NumPy array."""

@@ -1,0 +1,203 @@
+"""Ways to a mean over ranks of encoded messages; all_reduce.py chooses among them.
+
+All give every rank the same bits. A rank that cannot encode its part, because it holds NaN or inf,
+sends a refusal instead: the mean is then NaN on all ranks, and all of them learn why.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..communicators.base import Communicator
+from ..compressors.base import Compressor, Key, NotFiniteError
+from ..payload import Payload
+from .base import Averaging, check_message
+
+_ALIGN = 1024  # coordinates: the kernels' unit
+
+
+def shard_edges(numel: int, n: int) -> list[int]:
+    """Return where n shards of a bucket begin, and its end; the last ones may be empty."""
+    each = -(-numel // (n * _ALIGN)) * _ALIGN
+    return [min(numel, j * each) for j in range(n + 1)]
+
+
+def my_shard(vector: Tensor, comm: Communicator) -> Tensor:
+    """Return the shard of a bucket that this rank owns."""
+    edges = shard_edges(len(vector), comm.size)
+    return vector[edges[comm.rank] : edges[comm.rank + 1]]
+
+
+def rounding_noise(compressor: Compressor) -> float:
+    """Return ||C(x) - x||^2 / ||x||^2 of a Gaussian vector, the same one on all ranks."""
+    x = np.random.default_rng(0).standard_normal(1 << 14).astype(np.float32)
+    c = compressor.fresh()
+    y = c.decode(c.encode(x, (0, 0, 0, 0)))
+    return float(np.square(y - x).sum() / np.square(x).sum())
+
+
+def encode_or_refuse(
+    compressor: Compressor, x: Tensor, key: Key, out: Payload, start: int = 0
+) -> NotFiniteError | None:
+    """Encode x, which begins at coordinate `start` of its bucket, or say in `out` that it cannot.
+
+    Returns why not.
+    """
+    try:
+        compressor.encode(x, key, out=out)
+    except NotFiniteError as error:
+        compressor.refuse(len(x), key, out)
+        where = f"{error} of the shard that begins at {start}" if start else str(error)
+        return NotFiniteError(where, start + error.index)
+    return None
+
+
+def refused_by(who: Any) -> NotFiniteError:
+    """Return the error of a mean that some rank's message has made NaN."""
+    return NotFiniteError(f"{who} has a gradient that is not finite", -1)
+
+
+class Mean(ABC):
+    """The mean of a bucket over the ranks of `comm`.
+
+    `identity` is this rank's number in all of the job, and `total` how many there are: what is
+    drawn for a message depends on them, so that no two draw the same.
+    """
+
+    def __init__(
+        self, compressor: Compressor, comm: Communicator, seed: int, identity: int, total: int
+    ) -> None:
+        self.compressor, self.comm, self._seed = compressor, comm, seed
+        self._identity, self._total = identity, total
+
+    def _key(self, step: int, round_: int, bucket: int) -> Key:
+        return self._seed, step, self._identity + self._total * round_, bucket
+
+    def _check(self, payload: Payload, source: int, bucket: int, step: int) -> bool:
+        """Refuse what is of another step or bucket; return whether it is a refusal itself."""
+        check_message(payload, f"allreduce: rank {self._identity}", source, bucket, step)
+        return payload.is_refusal
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """The bytes of this rank's messages that together hold every coordinate once."""
+
+    @abstractmethod
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
+        """See GradientAlgorithm.average."""
+
+
+class GatheredMean(Mean):
+    """Everybody's message to everybody: one rounding, traffic that grows with the ranks.
+
+    Algorithm 1 of the NUQSGD paper.
+    """
+
+    def __init__(self, vector: Tensor, *args: Any) -> None:
+        super().__init__(*args)
+        new = self.compressor.new_payload
+        self._own = new(len(vector), vector)
+        self._received = {j: new(len(vector), vector) for j in self.comm.everyone_else()}
+
+    @property
+    def nbytes(self) -> int:
+        """See Mean.nbytes."""
+        return self._own.nbytes
+
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
+        """See GradientAlgorithm.average."""
+        comm, own = self.comm, self._own
+        failure = encode_or_refuse(self.compressor, g, self._key(step, 0, bucket), own)
+        yield comm.exchange(own, self._received, 2 * bucket + step % 2)
+        g.zero_()
+        for j in range(
+            comm.size
+        ):  # in the same order everywhere: float addition is not associative
+            message = own if j == comm.rank else self._received[j]
+            if self._check(message, j, bucket, step):
+                failure = failure or refused_by(f"rank {j}")
+            self.compressor.accumulate(message, g, 1 / comm.size)
+        return failure
+
+
+class _Buffers(NamedTuple):
+    edges: list[int]
+    parts: dict[int, Payload]  # of my gradient, to each owner
+    inbox: dict[int, Payload]  # of theirs, of my shard
+    means: dict[int, Payload]  # of all shards, mine among them
+
+
+class ShardedMean(Mean):
+    """Reduce-scatter and all-gather of encoded shards: traffic that does not grow with the ranks.
+
+    Ours, after the way all-reduce itself is done. Rank j owns shard j of the bucket:
+
+        every rank i sends C(g_i[shard j]) to rank j;   rank j: m = (g_j + sum_i decode) / n, its
+        own shard in full precision;   rank j sends C(m) to all;   all decode it, j too
+
+    A rank sends 2 (n - 1) / n messages' worth instead of the all-gather's n - 1. There are two
+    roundings instead of one, both unbiased where C is; n averages out the first one's noise only.
+
+    With `inner`, a mean of this rank's shard over other communicators' ranks comes between the two
+    rounds: two levels, of which this is the lower one.
+    """
+
+    def __init__(self, vector: Tensor, *args: Any, inner: Mean | None = None) -> None:
+        super().__init__(*args)
+        self._inner = inner
+        n, me = self.comm.size, self.comm.rank
+        new = self.compressor.new_payload
+        edges = shard_edges(len(vector), n)
+        lengths = [b - a for a, b in pairwise(edges)]
+        others = self.comm.everyone_else()
+        self._buffers = _Buffers(
+            edges,
+            {j: new(lengths[j], vector) for j in others},
+            {j: new(lengths[me], vector) for j in others},
+            {j: new(lengths[j], vector) for j in range(n)},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """See Mean.nbytes."""
+        if self._inner is not None:
+            return self._inner.nbytes
+        parts, means = self._buffers.parts, self._buffers.means
+        return sum(p.nbytes for p in parts.values()) + means[self.comm.rank].nbytes
+
+    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
+        """See GradientAlgorithm.average."""
+        edges, parts, inbox, means = self._buffers
+        c, comm, n, me = self.compressor, self.comm, self.comm.size, self.comm.rank
+        shards = [g[a:b] for a, b in pairwise(edges)]
+        failure: NotFiniteError | None = None
+        for j, payload in parts.items():
+            key = self._key(step, j + 1, bucket)
+            failure = encode_or_refuse(c, shards[j], key, payload, edges[j]) or failure
+        tag = 2 * bucket + step % 2
+        yield comm.exchange(parts, inbox, tag)
+        mine = shards[me]
+        refusals = [j for j, p in inbox.items() if self._check(p, j, bucket, step)]
+        for payload in inbox.values():
+            c.accumulate(payload, mine)
+        mine.div_(n)
+        if self._inner is not None:
+            failure = (yield from self._inner.average(bucket, mine, step)) or failure
+        key = self._key(step, n + 1, bucket)
+        own = encode_or_refuse(c, mine, key, means[me], edges[me])
+        if own is not None and not refusals:
+            failure = failure or own
+        others = {j: means[j] for j in inbox}
+        # The tag serves again: messages of one rank to another do not overtake each other.
+        yield comm.exchange(means[me], others, tag)
+        for j, payload in means.items():
+            if self._check(payload, j, bucket, step):
+                failure = failure or refused_by("some rank")
+            c.decode(payload, shards[j])
+        return failure

@@ -1,0 +1,193 @@
+"""What exchanges in the background: a thread that drives tasks, each a generator.
+
+A task yields what it waits for and is resumed when that is complete, so that one thread encodes a
+bucket while another bucket is on the wire. Tasks start in the order of submission, which all ranks
+have in common: collective operations belong before a task's first yield.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any
+
+from .communicators.base import Backoff, Communicator, Pending
+
+Steps = Generator[Pending, None, Any]
+_IDLE_S = 5.0  # a thread without work ends, and the next task starts another
+_EXIT_WAIT_S = 10.0
+
+
+def run_now(steps: Steps) -> Any:
+    """Run a task here, and return what it returns."""
+    try:
+        while True:
+            next(steps).wait()
+    except StopIteration as stop:
+        return stop.value
+
+
+class Task:
+    """A generator under way; `result` is what it returned, once `done`."""
+
+    def __init__(self, steps: Steps, what: str) -> None:
+        self.what, self.begun, self.done = what, False, False
+        self.result: Any = None
+        self._steps = steps
+        self._waits_for: Pending | None = None
+
+    def advance(self) -> bool:
+        """Go on as far as possible; return whether anything moved."""
+        moved = False
+        try:
+            while self._waits_for is None or self._waits_for.test():
+                self._waits_for = next(self._steps)
+                self.begun = moved = True
+        except StopIteration as stop:
+            self.result, self.begun, self.done = stop.value, True, True
+        return moved or self.done
+
+
+class Engine:
+    """Drives tasks in a thread of its own, or in wait() where MPI takes calls of one thread only.
+
+    An exception in a task ends the thread's work: every wait() from then on raises it, with a note
+    of the task. `communication_s` counts the seconds with a task under way, `waited_s` those that
+    wait() took.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._tasks: list[Task] = []
+        self._changed = threading.Condition()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._waiting = self._ended = False
+        self._since = 0.0
+        self.communication_s = self.waited_s = 0.0
+        atexit.register(_end, weakref.ref(self))
+
+    def submit(self, steps: Steps, what: str) -> Task:
+        """Start a task; `what` is said of it when it fails."""
+        task = Task(steps, what)
+        with self._changed:
+            if not self._tasks:
+                self._since = time.perf_counter()
+            self._tasks.append(task)
+            if self._comm.threaded and self._thread is None and self._failure is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="decentral-exchange", daemon=True
+                )
+                self._thread.start()
+        self._wake.set()
+        return task
+
+    def wait(self, *tasks: Task) -> None:
+        """Return when the tasks are done.
+
+        Raises:
+            Exception: what this or an earlier task raised.
+        """
+        self._wait_until(lambda: all(task.done for task in tasks))
+
+    def wait_for_begin(self) -> None:
+        """Return when every task has handed over its first message, which needs no other rank."""
+        tasks = list(self._tasks)
+        self._wait_until(lambda: all(task.begun for task in tasks))
+
+    def _wait_until(self, reached: Callable[[], bool]) -> None:
+        if not (reached() and self._failure is None):
+            start = time.perf_counter()
+            self._waiting = True
+            self._wake.set()
+            try:
+                self._drive(reached) if not self._comm.threaded else self._watch(reached)
+            finally:
+                self._waiting = False
+                self.waited_s += time.perf_counter() - start
+        if self._failure is not None:
+            raise self._failure
+
+    def _watch(self, reached: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or reached())
+
+    def drain(self) -> None:
+        """Return when all tasks are done."""
+        self.wait(*self._tasks)
+
+    def end(self, timeout: float) -> None:
+        """Wait for the tasks under way, but not for ever, and do nothing from then on."""
+        deadline = time.monotonic() + timeout
+        while self._tasks and self._failure is None and time.monotonic() < deadline:
+            if not self._comm.threaded:
+                self._pass()
+            time.sleep(1e-3)
+        self._ended = True
+        self._wake.set()
+        if (thread := self._thread) is not None:
+            thread.join()
+
+    def _drive(self, reached: Callable[[], bool]) -> None:
+        backoff = Backoff(self._comm.spins)
+        while self._failure is None and not reached():
+            if self._pass():
+                backoff.reset()
+            else:
+                backoff.pause()
+
+    def _run(self) -> None:
+        backoff = Backoff(self._comm.spins)  # which are worth a core only while the caller waits
+        while self._failure is None and not self._ended:
+            self._wake.clear()
+            if self._pass():
+                backoff.reset()
+                continue
+            if self._tasks:
+                backoff.pause(self._wake.wait, spin=self._waiting)
+                continue
+            self._wake.wait(_IDLE_S)
+            with self._changed:
+                if not self._tasks:
+                    self._thread = None
+                    return
+
+    def _pass(self) -> bool:
+        """Let every task go on, in order; return whether anything moved."""
+        moved = False
+        for task in list(self._tasks):
+            try:
+                if not task.advance():
+                    continue
+            except BaseException as error:
+                self._fail(task, error)
+                return True
+            moved = True
+            self._tell(task)
+        return moved
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(f"decentral: rank {self._comm.rank}, {task.what}")
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def _tell(self, task: Task) -> None:
+        with self._changed:
+            if task.done:
+                self._tasks.remove(task)
+                if not self._tasks:
+                    self.communication_s += time.perf_counter() - self._since
+            self._changed.notify_all()
+
+
+def _end(engine: weakref.ref[Engine]) -> None:
+    """At exit, before the communicator's turn: let what is under way arrive, and end the thread."""
+    alive = engine()
+    if alive is not None:
+        alive.end(_EXIT_WAIT_S)

@@ -1,0 +1,61 @@
+"""Gossip steps: mix parameters with what has arrived, and let the next messages go meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .algorithms import GossipAlgorithm
+from .buckets import Buckets, Flat
+from .communicators.base import Communicator
+from .compressors import NotFiniteError
+from .engine import Engine, Task
+from .reducer import located
+
+
+class Mixer:
+    """Does the steps of one optimizer whose ranks gossip.
+
+    Parameters that are float32 and dense are moved into one flat vector, where the algorithm
+    changes them in place; `flat` is another, for the parameters before a step.
+    """
+
+    def __init__(
+        self,
+        algorithm: GossipAlgorithm,
+        buckets: Buckets,
+        flat: Flat,
+        comm: Communicator,
+        engine: Engine,
+    ) -> None:
+        self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
+        self._engine = engine
+        self._new, self._old = buckets.empty(), flat
+        buckets.adopt(self._new)
+        self._tasks: list[Task] = []
+
+    def step(self, number: int, local_step: Callable[[], Any] | None) -> Any:
+        """Do local_step(), which changes the parameters, mix them, and post the next messages.
+
+        Raises:
+            NotFiniteError: a parameter is NaN or inf; names rank, step and parameter.
+        """
+        buckets, algorithm = self._buckets, self._algorithm
+        self._engine.wait(*self._tasks)  # they read the old parameters' buffer
+        self._tasks = []
+        buckets.gather(buckets.parameters, self._old)
+        result = local_step() if local_step is not None else None
+        buckets.gather(buckets.parameters, self._new)
+        for b, bucket in enumerate(buckets):
+            try:
+                algorithm.update(b, bucket.of(self._old), bucket.of(self._new), number)
+            except NotFiniteError as error:
+                raise located(error, self._comm.rank, number, b, buckets) from error
+            what = f"step {number}, bucket {b}"
+            self._tasks.append(self._engine.submit(algorithm.publish(b, number), what))
+        buckets.scatter(self._new)
+        return result
+
+    def settle(self) -> None:
+        """Return when all messages under way have arrived."""
+        self._engine.wait(*self._tasks)

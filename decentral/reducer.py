@@ -1,0 +1,174 @@
+"""Gradients on their way to the mean: bucket after bucket, while backward() goes on.
+
+As PyTorch's DDP: a hook on every parameter copies its gradient into its bucket, of which p.grad
+becomes a view; a bucket that is full is handed to the engine, in the order of the buckets, which
+all ranks have in common; at the end of backward() the rest follows, and all means are waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .algorithms import GradientAlgorithm
+from .averaging import unused_by_all
+from .buckets import Buckets, Flat, copy_into, same_memory
+from .communicators.base import Communicator
+from .compressors import NotFiniteError
+from .engine import Engine, Task
+
+
+class Reducer:
+    """Averages the gradients of one optimizer's parameters once per backward().
+
+    Gradients live in `flat`. `begin()` is called before the first bucket of each, and returns the
+    number of the step.
+    """
+
+    def __init__(
+        self,
+        algorithm: GradientAlgorithm,
+        buckets: Buckets,
+        flat: Flat,
+        comm: Communicator,
+        engine: Engine,
+        begin: Callable[[], int],
+    ) -> None:
+        self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
+        self._engine, self._begin = engine, begin
+        self._flat = flat
+        self._views = buckets.views(self._flat)
+        self.sync, self.averaged = True, False
+        self.not_finite: NotFiniteError | None = None
+        self._queued = False
+        self._reset()
+        for i, p in enumerate(buckets.parameters):
+            p.register_post_accumulate_grad_hook(self._hook(i))
+
+    def _reset(self) -> None:
+        self._step = 0  # not begun
+        self._missing = [len(b.indices) for b in self._buckets]
+        self._seen = [False] * len(self._views)
+        self._tasks: list[Task] = []
+
+    def forget(self) -> None:
+        """Gradients were cleared, or a step was done with them."""
+        self.averaged = self._queued = False
+        self.not_finite = None
+
+    # ---- during backward ----------------------------------------------------------------------
+
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        def ready(p: Tensor) -> None:
+            self._ready(index, p)
+
+        return ready
+
+    @torch.no_grad()
+    def _ready(self, index: int, p: Tensor) -> None:
+        self.averaged = False
+        if not self.sync:
+            return
+        if not self._queued:
+            self._queued = True
+            if self._step:  # a backward() that an exception ended
+                self._engine.drain()
+                self._reset()
+            # The way DDP and FSDP learn of the end of backward(); torch has no public one.
+            torch.autograd.Variable._execution_engine.queue_callback(self.average)
+        if self._seen[index]:
+            self._again(index)
+        self._collect(index, p)
+        self._launch()
+
+    def _again(self, index: int) -> None:
+        """A gradient changed after it was taken: reentrant checkpointing does that."""
+        if any(b < len(self._tasks) for b in self._buckets.holding[index]):
+            name = self._buckets[self._buckets.holding[index][0]].names[0]
+            raise RuntimeError(
+                f"the gradient of a parameter in the bucket of {name!r} changed in backward() "
+                "after it was sent; expected one gradient per parameter and backward(). Use "
+                "torch.utils.checkpoint with use_reentrant=False, or call backward() inside "
+                "no_sync(), so that step() averages"
+            )
+        for b in self._buckets.holding[index]:
+            self._missing[b] += 1
+
+    def _collect(self, index: int, p: Tensor) -> None:
+        """Bring a gradient into its bucket, and let p.grad be a view of it."""
+        view, g = self._views[index], p.grad
+        copy_into(view, g)
+        if g is not None and g.dtype == view.dtype and g.device == view.device:
+            if not same_memory(view, g):
+                p.grad = view
+        self._seen[index] = True
+        for b in self._buckets.holding[index]:
+            self._missing[b] -= 1
+
+    def _launch(self) -> None:
+        """Hand over the buckets that are full, none before the one in front of it."""
+        while len(self._tasks) < len(self._buckets) and not self._missing[len(self._tasks)]:
+            if not self._step:
+                self._step = self._begin()
+            b = len(self._tasks)
+            steps = self._algorithm.average(b, self._buckets[b].of(self._flat), self._step)
+            self._tasks.append(self._engine.submit(steps, f"step {self._step}, bucket {b}"))
+
+    # ---- at its end ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Let every parameter's grad be the mean; ranks do so equally often, whichever they used.
+
+        At the end of backward(), or in step() if that was inside no_sync(), or not called at all.
+        """
+        self._queued = False
+        if self.averaged:
+            return
+        for i, p in enumerate(self._buckets.parameters):
+            if not self._seen[i]:
+                self._collect(i, p)
+        self._launch()
+        self._engine.wait(*self._tasks)
+        self._hand_out()
+        self.not_finite = self._complaint()
+        self.averaged = True
+        self._reset()
+
+    def _hand_out(self) -> None:
+        """Set grad where it is no view; momentum must not move what no rank has used."""
+        pairs = list(zip(self._buckets.parameters, self._views, strict=True))
+        unused = unused_by_all(self._comm, pairs)
+        for i, (p, view) in enumerate(pairs):
+            if p.grad is not None:
+                copy_into(p.grad, view)
+            elif i not in unused:
+                p.grad = view if p.dtype == view.dtype else view.to(p.dtype)
+
+    def _complaint(self) -> NotFiniteError | None:
+        """Return what made a mean NaN, in the words of the rank that knows; all ranks have one."""
+        results: list[NotFiniteError | None] = [task.result for task in self._tasks]
+        found = [(b, error) for b, error in enumerate(results) if error is not None]
+        if not found:
+            return None
+        b, error = min(found, key=lambda pair: pair[1].index < 0)  # its own mistake, if there is
+        mine = located(error, self._comm.rank, self._step, b, self._buckets)
+        everyone = self._comm.all_gather_object(mine)
+        return next((e for e in everyone if e.index >= 0), mine)
+
+
+def located(
+    error: NotFiniteError, rank: int, step: int, b: int, buckets: Buckets
+) -> NotFiniteError:
+    """Return an error of a bucket with rank, step and parameter."""
+    if error.index < 0:
+        return NotFiniteError(f"rank {rank}, step {step}, bucket {b}: {error}", error.index)
+    name = buckets[b].name_at(error.index)
+    return NotFiniteError(
+        f"rank {rank}, step {step}, bucket {b}: {error}, which belongs to parameter {name!r}: its "
+        "gradient, or the step taken with it, is not finite. Lower the learning rate, clip "
+        "gradients, or look at this rank's batch",
+        error.index,
+    )
