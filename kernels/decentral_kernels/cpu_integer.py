@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, float64, njit, types, uint32
 
-from .cpu import _ABS, _bits_of, _draw, _float_of, _sum_of_squares
+from .cpu_parts import ABS, bits_of, counter, draw, float_of
+from .cpu_parts import sum_of_squares as _sum_of_squares
 from .layout import NORM_WIDTH, STAMP, UNIT
 from .rng import DRAW_BITS
 
@@ -49,16 +50,16 @@ def rounder(bits: int, random: bool) -> Callable[..., tuple[int, float]]:
                 if random:
                     q = f32(np.floor(t))
                     up = f32(f32(t - q) * f32(1 << DRAW_BITS))  # exact: probability times 2^23
-                    random_bits = _draw(k0, k1, u32(u32(start + begin) + u32(i)))
+                    random_bits = draw(counter(u32(u32(start + begin) + u32(i))), k0, k1)
                     q = f32(q + f32(1)) if f32(np.int32(random_bits)) < up else q
                 else:
                     q = f32(np.rint(t))
-                largest = max(largest, u32(_bits_of(q) & _ABS))
+                largest = max(largest, u32(bits_of(q) & ABS))
                 inside = min(max(q, low), high)
                 outside += u32(1) if inside != q else u32(0)
                 integers[i] = kind(np.int32(inside))
             clipped += outside
-        return clipped, _float_of(largest)
+        return clipped, float_of(largest)
 
     return round_
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, njit, types, uint32
 
-from .cpu import _ABS, _bits_of, _draw, _float_of, _pack_rest, _unpack_rest
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest
 from .layout import EF_WIDTH, SIGN_LIMIT_BITS, STAMP, UNIT
 from .rng import DRAW_BITS
 
@@ -36,7 +36,7 @@ def _pack_signs(signs, low, high, out):
             w = u32(w | u32(u32(signs[j * columns + k]) << u32(j)))
         out[low // _LANES + k] = u8(w)
     rest = signs[_LANES * columns : high - low]
-    _pack_rest(rest, 1, out[low // _LANES + columns : (high + 7) // _LANES])
+    pack_rest(rest, 1, out[low // _LANES + columns : (high + 7) // _LANES])
 
 
 @njit
@@ -47,7 +47,7 @@ def _unpack_signs(packed, low, high, signs):
         for j in range(_LANES):
             signs[j * columns + k] = u8(u32(w >> u32(j)) & u32(1))
     rest = packed[low // _LANES + columns : (high + 7) // _LANES]
-    _unpack_rest(rest, 1, signs[_LANES * columns : high - low])
+    unpack_rest(rest, 1, signs[_LANES * columns : high - low])
 
 
 @lru_cache(maxsize=None)
@@ -66,10 +66,10 @@ def natural_encoder() -> Callable[..., int]:
             top = u32(0)
             part, out = x[low:high], exponents[low:high]
             for j in range(part.size):
-                v = _bits_of(part[j])
-                magnitude = u32(v & _ABS)
+                v = bits_of(part[j])
+                magnitude = u32(v & ABS)
                 top = max(top, magnitude)
-                rounded = u32(magnitude + _draw(k0, k1, u32(u32(low) + u32(j))))
+                rounded = u32(magnitude + draw(counter(u32(u32(low) + u32(j))), k0, k1))
                 out[j] = u8(rounded >> u32(DRAW_BITS))
                 signs[j] = u8(v >> u32(31))
             if top > _NATURAL_LIMIT and bad < 0:
@@ -98,9 +98,9 @@ def natural_decoder(add: bool) -> Callable[..., None]:
             for j in range(part.size):
                 v = u32(u32(u32(signs[j]) << u32(31)) | u32(u32(values[j]) << u32(DRAW_BITS)))
                 if add:
-                    part[j] += f32(weight * _float_of(v))
+                    part[j] += f32(weight * float_of(v))
                 else:
-                    part[j] = f32(weight * _float_of(v))
+                    part[j] = f32(weight * float_of(v))
 
     return natural_decode
 
@@ -139,13 +139,13 @@ def sign_scaler() -> Callable[..., int]:
                 g, e = x[row : row + EF_WIDTH], residual[row : row + EF_WIDTH]
                 for j in range(EF_WIDTH):
                     p = f32(g[j] + e[j])
-                    top = max(top, u32(_bits_of(p) & _ABS))
+                    top = max(top, u32(bits_of(p) & ABS))
                     plus[j] += f32(0) if p < f32(0) else p
                     minus[j] += f32(-p) if p < f32(0) else f32(0)
                     counts[j] += u32(1) if p < f32(0) else u32(0)
             for j in range(end - whole):
                 p = f32(x[whole + j] + residual[whole + j])
-                top = max(top, u32(_bits_of(p) & _ABS))
+                top = max(top, u32(bits_of(p) & ABS))
                 plus[j] += f32(0) if p < f32(0) else p
                 minus[j] += f32(-p) if p < f32(0) else f32(0)
                 counts[j] += u32(1) if p < f32(0) else u32(0)
