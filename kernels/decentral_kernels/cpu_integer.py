@@ -14,7 +14,7 @@ from numba import float32, float64, njit, types, uint32
 from .cpu_parts import ABS, bits_of, counter, draw, float_of
 from .cpu_parts import sum_of_squares as _sum_of_squares
 from .layout import NORM_WIDTH, STAMP, UNIT
-from .rng import DRAW_BITS
+from .rng import DRAW_BITS, GOLDEN
 
 u32, f32 = np.uint32, np.float32
 
@@ -44,19 +44,20 @@ def rounder(bits: int, random: bool) -> Callable[..., tuple[int, float]]:
         for begin in range(first, last, UNIT):  # pieces, for counters of 32 bits and plain indices
             part = x[begin : min(begin + UNIT, last)]
             integers = out[begin : min(begin + UNIT, last)]
-            outside = u32(0)
+            outside, h = u32(0), counter(start + begin)
             for i in range(part.size):
                 t = f32(part[i] * alpha)
                 if random:
                     q = f32(np.floor(t))
                     up = f32(f32(t - q) * f32(1 << DRAW_BITS))  # exact: probability times 2^23
-                    random_bits = draw(counter(u32(u32(start + begin) + u32(i))), k0, k1)
+                    random_bits = draw(h, k0, k1)
+                    h = u32(h + u32(GOLDEN))
                     q = f32(q + f32(1)) if f32(np.int32(random_bits)) < up else q
                 else:
                     q = f32(np.rint(t))
                 largest = max(largest, u32(bits_of(q) & ABS))
                 inside = min(max(q, low), high)
-                outside += u32(1) if inside != q else u32(0)
+                outside = u32(outside + (u32(1) if inside != q else u32(0)))
                 integers[i] = kind(np.int32(inside))
             clipped += outside
         return clipped, float_of(largest)
