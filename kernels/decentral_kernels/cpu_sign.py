@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import float32, njit, types, uint32
+from numba.extending import intrinsic
 
 from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest
 from .layout import EF_WIDTH, SIGN_LIMIT_BITS, STAMP, UNIT
 from .rng import DRAW_BITS, GOLDEN
 
-u8, u32, f32 = np.uint8, np.uint32, np.float32
+u8, u32, u64, f32 = np.uint8, np.uint32, np.uint64, np.float32
 _LANES = 8  # codes of one bit: eight share a byte
 _NATURAL_LIMIT = u32(254 << DRAW_BITS)  # 2^127: what is above it may round up to inf
 
@@ -105,12 +108,26 @@ def natural_decoder(add: bool) -> Callable[..., None]:
     return natural_decode
 
 
-@njit
-def _side_mean(sums, count):
-    for width in (8, 4, 2, 1):
-        for j in range(width):
-            sums[j] += sums[width + j]
-    return f32(sums[0] / f32(count)) if count > 0 else f32(0)
+@intrinsic
+def _halved(typingctx: Any, sums: Any) -> Any:
+    """Return the sum of sums[:EF_WIDTH]: halves are added until one is left."""
+
+    def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        def half(vector: Any, first: int, width: int) -> Any:
+            lanes = ir.Constant(
+                ir.VectorType(ir.IntType(32), width), [*range(first, first + width)]
+            )
+            return b.shuffle_vector(vector, vector, lanes)
+
+        data = context.make_array(sig.args[0])(context, b, args[0]).data
+        all_of_it = ir.VectorType(ir.FloatType(), EF_WIDTH).as_pointer()
+        vector, width = b.load(b.bitcast(data, all_of_it), align=4), EF_WIDTH
+        while width > 1:
+            width //= 2
+            vector = b.fadd(half(vector, 0, width), half(vector, width, width))
+        return b.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(sums), generate
 
 
 @njit
@@ -129,11 +146,12 @@ def sign_scaler() -> Callable[..., int]:
 
     @njit(_int(_read_floats, _read_floats, _int, _floats, _int, _int), nogil=True, cache=True)
     def sign_scale(x, residual, block_size, scales, first, last):
-        def add(g, e, rows, width, plus, minus, negative):
+        def add(x, residual, at, rows, width, plus, minus, negative):
             for j in range(width):
                 above, below, count = plus[j], minus[j], negative[j]
                 for r in range(rows):
-                    p = f32(g[r * EF_WIDTH + j] + e[r * EF_WIDTH + j])
+                    i = u64(at + u64(r * EF_WIDTH + j))  # unsigned: numba lets others be negative
+                    p = f32(x[i] + residual[i])
                     above += f32(0) if p < f32(0) else p
                     below += f32(-p) if p < f32(0) else f32(0)
                     count = u32(count + (u32(1) if p < f32(0) else u32(0)))
@@ -146,24 +164,27 @@ def sign_scaler() -> Callable[..., int]:
         bad = -1
         for b in range(first, last):
             start, end = b * block_size, min((b + 1) * block_size, x.size)
-            g, e = x[start:end], residual[start:end]
             plus[:], minus[:], negative[:] = f32(0), f32(0), u32(0)
-            at = 0
-            while at + 4 * EF_WIDTH <= g.size:  # counts are constants, so that loops unroll
-                add(g[at : at + 64], e[at : at + 64], 4, EF_WIDTH, plus, minus, negative)
+            at = start
+            while at + 4 * EF_WIDTH <= end:  # counts are constants, so that loops unroll
+                add(x, residual, u64(at), 4, EF_WIDTH, plus, minus, negative)
                 at += 4 * EF_WIDTH
-            while at < g.size:
-                add(g[at:], e[at:], 1, min(EF_WIDTH, g.size - at), plus, minus, negative)
+            while at < end:
+                width = min(EF_WIDTH, end - at)
+                add(x, residual, u64(at), 1, width, plus, minus, negative)
                 at += EF_WIDTH
-            below = 0
+            total_minus = u32(0)
             for j in range(EF_WIDTH):
-                below += np.int64(negative[j])
-            scales[2 * b] = _side_mean(plus, g.size - below)
-            scales[2 * b + 1] = _side_mean(minus, below)
+                total_minus = u32(total_minus + negative[j])
+            total_plus = u32(u32(end - start) - total_minus)
+            above, below = _halved(plus), _halved(minus)
+            scales[2 * b] = f32(above / f32(total_plus)) if total_plus > u32(0) else f32(0)
+            scales[2 * b + 1] = f32(below / f32(total_minus)) if total_minus > u32(0) else f32(0)
             # A value is part of a sum of non-negatives: where both are in range, so is every value.
-            most = max(u32(bits_of(plus[0]) & ABS), u32(bits_of(minus[0]) & ABS))
-            if bad < 0 and most >= u32(SIGN_LIMIT_BITS) and _largest(g, e) >= u32(SIGN_LIMIT_BITS):
-                bad = b
+            most = max(u32(bits_of(above) & ABS), u32(bits_of(below) & ABS))
+            if most >= u32(SIGN_LIMIT_BITS) and bad < 0:
+                if _largest(x[start:end], residual[start:end]) >= u32(SIGN_LIMIT_BITS):
+                    bad = b
         return bad
 
     return sign_scale
