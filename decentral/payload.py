@@ -153,7 +153,7 @@ class Payload:
         """Fill in the header."""
         array = self.wire.array
         on_host = isinstance(array, np.ndarray)
-        head = array if on_host else np.empty(HEADER_NBYTES, np.uint8)
+        head: Any = array if on_host else np.empty(HEADER_NBYTES, np.uint8)
         fields = (bucket, configuration, step & 0xFFFFFFFF, numel, self.nbytes)
         _HEADER.pack_into(head, 0, _MAGIC, FORMAT_VERSION, *fields)
         if not on_host:
@@ -168,7 +168,7 @@ class Payload:
         if self.nbytes < HEADER_NBYTES:
             raise ValueError(f"payload: expected at least {HEADER_NBYTES} bytes, got {self.nbytes}")
         array = self.wire.array[:HEADER_NBYTES]
-        raw = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+        raw: Any = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
         magic, version, *rest = _HEADER.unpack_from(raw)
         if magic != _MAGIC or version != FORMAT_VERSION:
             raise ValueError(
