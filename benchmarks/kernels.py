@@ -9,7 +9,6 @@ What a row compares takes turns, so that a busy machine slows all alike; the fas
 import argparse
 import json
 import os
-import platform
 import time
 import timeit
 import warnings
@@ -32,7 +31,7 @@ FAMILIES = {
 TIMES = ("memcpy", "encode", "add")
 
 
-# --- ours: pairs of functions, encode x and add what it stands for to out
+# Pairs of functions: encode x, and add what that stands for to out.
 
 
 def of_levels(x, out, bits, block_size, family):
@@ -68,9 +67,6 @@ def of_integers(x, out):
         lambda: integers.round_to_integers(x, 3.0, KEY, 0, True, (-16.0, 15.0), whole),
         lambda: integers.expand_integers(whole, WEIGHT, out, add=True),
     )
-
-
-# --- the same in torch
 
 
 def torch_int8(x, out):
@@ -113,9 +109,6 @@ def torch_levels(x, out, block_size, exponential, bits=4):
     return compress, add
 
 
-# --- figures
-
-
 def measure(name, pair, memcpy, rounds, threads=(1, 2)):
     row = {"what": name}
     for count in threads:
@@ -150,13 +143,11 @@ def overheads(numel=1024):
 
 
 def machine():
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            model = next((li.split(": ")[1].strip() for li in lines if "model name" in li), model)
-    target = numba.core.codegen.ll.get_host_cpu_name()
+    with open("/proc/cpuinfo") as lines:
+        model = next((li.split(": ")[1].strip() for li in lines if "model name" in li), "")
+    cpu = f"{model} ({numba.core.codegen.ll.get_host_cpu_name()})"
     versions = f"numba {numba.__version__}, torch {torch.__version__}"
-    return f"{model} ({target}), {os.cpu_count()} cores, {versions}"
+    return f"{cpu}, {os.cpu_count()} cores, {versions}"
 
 
 def main():
@@ -184,8 +175,8 @@ def main():
         for bits in (4, 2, 8, 3, 5, 6, 7)
         for family in FAMILIES
     ]
-    ours += [("EF-SignSGD", of_signs(x, out)), ("natural", of_powers(x, out))]
-    ours += [("IntSGD, 8 bits", of_integers(x, out))]
+    rest = {"EF-SignSGD": of_signs, "natural": of_powers, "IntSGD, 8 bits": of_integers}
+    ours += [(name, pair(x, out)) for name, pair in rest.items()]
     rows = [measure(name, pair, memcpy, args.rounds) for name, pair in ours]
     print("\n| torch, one thread | memcpy, ms | encode | accumulate |\n|---|---|---|---|")
     theirs = [

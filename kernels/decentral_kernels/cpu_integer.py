@@ -11,8 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, float64, njit, types, uint32
 
-from .cpu_parts import ABS, bits_of, counter, draw, float_of
-from .cpu_parts import sum_of_squares as _sum_of_squares
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, sum_of_squares
 from .layout import NORM_WIDTH, STAMP, UNIT
 from .rng import DRAW_BITS, GOLDEN
 
@@ -86,7 +85,15 @@ def expander(bits: int, add: bool) -> Callable[..., None]:
     return expand
 
 
-@njit(float64(_read_floats), nogil=True, cache=True)
-def sum_of_squares(x):
-    """Return the sum of squares in float64, added in the order of reference._sum_of_squares."""
-    return _sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH)
+@lru_cache(maxsize=None)
+def square_adder() -> Callable[..., float]:
+    """Return the kernel that adds squares in float64, as reference._sum_of_squares does."""
+    stamp = STAMP
+
+    @njit(float64(_read_floats), nogil=True, cache=True)
+    def add_squares(x):
+        if stamp < 0:  # never; see STAMP
+            return 0.0
+        return sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH, False)
+
+    return add_squares
