@@ -148,22 +148,21 @@ class Payload:
 
     def section(self, start: int, nbytes: int, dtype: Any) -> Any:
         """Return bytes start..start+nbytes of the body as a view of a NumPy dtype."""
-        part = self.body[start : start + nbytes]
+        first = HEADER_NBYTES + start
+        part = self.wire.array[first : min(first + nbytes, self.nbytes)]
         if isinstance(part, torch.Tensor):
             return part.view(getattr(torch, np.dtype(dtype).name))
         return part.view(dtype)
 
     def write_header(self, configuration: int, step: int, bucket: int, numel: int) -> None:
         """Fill in the header."""
-        packed = _HEADER.pack(
-            _MAGIC, FORMAT_VERSION, bucket, configuration, step & 0xFFFFFFFF, numel, self.nbytes
-        )
-        head = np.frombuffer(packed, np.uint8)
         array = self.wire.array
-        if isinstance(array, torch.Tensor):
-            array[:HEADER_NBYTES].copy_(torch.from_numpy(head.copy()))
-        else:
-            array[:HEADER_NBYTES] = head
+        on_host = isinstance(array, np.ndarray)
+        head: Any = array if on_host else np.empty(HEADER_NBYTES, np.uint8)
+        fields = (bucket, configuration, step & 0xFFFFFFFF, numel, self.nbytes)
+        _HEADER.pack_into(head, 0, _MAGIC, FORMAT_VERSION, *fields)
+        if not on_host:
+            array[:HEADER_NBYTES].copy_(torch.from_numpy(head))
 
     def header(self) -> Header:
         """Read the header.
@@ -174,8 +173,8 @@ class Payload:
         if self.nbytes < HEADER_NBYTES:
             raise ValueError(f"payload: expected at least {HEADER_NBYTES} bytes, got {self.nbytes}")
         array = self.wire.array[:HEADER_NBYTES]
-        raw = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
-        magic, version, *rest = _HEADER.unpack(raw.tobytes())
+        raw: Any = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+        magic, version, *rest = _HEADER.unpack_from(raw)
         if magic != _MAGIC or version != FORMAT_VERSION:
             raise ValueError(
                 f"payload: expected magic {_MAGIC!r} and format version {FORMAT_VERSION}, got "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -124,7 +125,7 @@ class Compressor(ABC):
     fixed_length: bool = True
     device_kernels: bool = False
 
-    @property
+    @cached_property
     def configuration(self) -> int:
         """A checksum of the compressor and its options, which every message carries."""
         return zlib.crc32(repr(self).encode())

@@ -7,6 +7,7 @@ one-dimensional and contiguous; the caller has checked sizes and dtypes, nothing
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,22 @@ def share_units(run: Callable[[int, int], Any], numel: int) -> list[Any]:
     return share(run, -(-numel // UNIT), GRAIN // UNIT)
 
 
+def first_bad(found: list[int]) -> int:
+    """Return the least of what threads have found, or -1 if all of it is negative."""
+    bad = [b for b in found if b >= 0]
+    return min(bad) if bad else -1
+
+
 def _on_gpu(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
+
+
+@lru_cache(maxsize=None)
+def _cpu() -> Any:
+    """Return the module with numba in it, which takes its time; an import each call would too."""
+    from . import cpu
+
+    return cpu
 
 
 def encode(
@@ -39,23 +54,19 @@ def encode(
         from . import cuda
 
         return cuda.encode(x, key, q, scales, codes, stream)
-    from . import cpu
-
-    kernel = cpu.encoder(q.bits, q.levels == "exponential", q.norm == "max", q.zero_level)
-    k0, k1, width = np.uint32(key[0]), np.uint32(key[1]), norm_width(q.block_size)
+    kernel = _cpu().encoder(q.bits, q.levels == "exponential", q.norm == "max", q.zero_level)
+    (k0, k1), width = key, norm_width(q.block_size)
 
     def run(first: int, last: int) -> int:
         return kernel(x, k0, k1, q.block_size, width, scales, codes, first, last)
 
-    return min((bad for bad in share_units(run, x.size) if bad >= 0), default=-1)
+    return first_bad(share_units(run, x.size))
 
 
 def _decode_on_cpu(
     scales: Any, codes: Any, q: Quantizer, out: Any, weight: float, add: bool
 ) -> None:
-    from . import cpu
-
-    kernel = cpu.decoder(q.bits, q.levels == "exponential", add, q.zero_level)
+    kernel = _cpu().decoder(q.bits, q.levels == "exponential", add, q.zero_level)
     w = np.float32(weight)
     share_units(
         lambda first, last: kernel(scales, codes, q.block_size, w, out, first, last), out.size
@@ -86,8 +97,7 @@ def accumulate(
 
 def compile_cpu_kernels(q: Quantizer) -> None:
     """Compile, or load from the disk cache, the CPU kernels that q needs."""
-    from . import cpu
-
+    cpu = _cpu()
     exponential = q.levels == "exponential"
     cpu.encoder(q.bits, exponential, q.norm == "max", q.zero_level)
     for add in (False, True):

@@ -11,9 +11,9 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, float64, njit, types, uint32
 
-from .cpu import _ABS, _bits_of, _draw, _float_of, _sum_of_squares
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, sum_of_squares
 from .layout import NORM_WIDTH, STAMP, UNIT
-from .rng import DRAW_BITS
+from .rng import DRAW_BITS, GOLDEN
 
 u32, f32 = np.uint32, np.float32
 
@@ -43,22 +43,23 @@ def rounder(bits: int, random: bool) -> Callable[..., tuple[int, float]]:
         for begin in range(first, last, UNIT):  # pieces, for counters of 32 bits and plain indices
             part = x[begin : min(begin + UNIT, last)]
             integers = out[begin : min(begin + UNIT, last)]
-            outside = u32(0)
+            outside, h = u32(0), counter(start + begin)
             for i in range(part.size):
                 t = f32(part[i] * alpha)
                 if random:
                     q = f32(np.floor(t))
                     up = f32(f32(t - q) * f32(1 << DRAW_BITS))  # exact: probability times 2^23
-                    random_bits = _draw(k0, k1, u32(u32(start + begin) + u32(i)))
+                    random_bits = draw(h, k0, k1)
+                    h = u32(h + u32(GOLDEN))
                     q = f32(q + f32(1)) if f32(np.int32(random_bits)) < up else q
                 else:
                     q = f32(np.rint(t))
-                largest = max(largest, u32(_bits_of(q) & _ABS))
+                largest = max(largest, u32(bits_of(q) & ABS))
                 inside = min(max(q, low), high)
-                outside += u32(1) if inside != q else u32(0)
+                outside = u32(outside + (u32(1) if inside != q else u32(0)))
                 integers[i] = kind(np.int32(inside))
             clipped += outside
-        return clipped, _float_of(largest)
+        return clipped, float_of(largest)
 
     return round_
 
@@ -84,7 +85,15 @@ def expander(bits: int, add: bool) -> Callable[..., None]:
     return expand
 
 
-@njit(float64(_read_floats), nogil=True, cache=True)
-def sum_of_squares(x):
-    """Return the sum of squares in float64, added in the order of reference._sum_of_squares."""
-    return _sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH)
+@lru_cache(maxsize=None)
+def square_adder() -> Callable[..., float]:
+    """Return the kernel that adds squares in float64, as reference._sum_of_squares does."""
+    stamp = STAMP
+
+    @njit(float64(_read_floats), nogil=True, cache=True)
+    def add_squares(x):
+        if stamp < 0:  # never; see STAMP
+            return 0.0
+        return sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH, False)
+
+    return add_squares

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import float32, njit, types, uint32
+from numba.extending import intrinsic
 
-from .cpu import _ABS, _bits_of, _draw, _float_of, _pack_rest, _unpack_rest
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest
 from .layout import EF_WIDTH, SIGN_LIMIT_BITS, STAMP, UNIT
-from .rng import DRAW_BITS
+from .rng import DRAW_BITS, GOLDEN
 
-u8, u32, f32 = np.uint8, np.uint32, np.float32
+u8, u32, u64, f32 = np.uint8, np.uint32, np.uint64, np.float32
 _LANES = 8  # codes of one bit: eight share a byte
 _NATURAL_LIMIT = u32(254 << DRAW_BITS)  # 2^127: what is above it may round up to inf
 
@@ -27,27 +30,27 @@ _int = types.int64
 
 
 @njit
-def _pack_signs(signs, low, high, out):
+def _pack_signs(signs, low, high, packed):
     """Pack the uint8 signs of coordinates low..high, of one unit."""
     columns = (high - low) // _LANES
+    out = packed[low // _LANES : (high + 7) // _LANES]  # plain indices vectorize, sums do not
     for k in range(columns):
         w = u32(0)
         for j in range(_LANES):
             w = u32(w | u32(u32(signs[j * columns + k]) << u32(j)))
-        out[low // _LANES + k] = u8(w)
-    rest = signs[_LANES * columns : high - low]
-    _pack_rest(rest, 1, out[low // _LANES + columns : (high + 7) // _LANES])
+        out[k] = u8(w)
+    pack_rest(signs[_LANES * columns : high - low], 1, out[columns:])
 
 
 @njit
 def _unpack_signs(packed, low, high, signs):
     columns = (high - low) // _LANES
+    mine = packed[low // _LANES : (high + 7) // _LANES]
     for k in range(columns):
-        w = u32(packed[low // _LANES + k])
+        w = u32(mine[k])
         for j in range(_LANES):
             signs[j * columns + k] = u8(u32(w >> u32(j)) & u32(1))
-    rest = packed[low // _LANES + columns : (high + 7) // _LANES]
-    _unpack_rest(rest, 1, signs[_LANES * columns : high - low])
+    unpack_rest(mine[columns:], 1, signs[_LANES * columns : high - low])
 
 
 @lru_cache(maxsize=None)
@@ -63,15 +66,15 @@ def natural_encoder() -> Callable[..., int]:
         bad = -1
         for unit in range(first, last):
             low, high = unit * UNIT, min((unit + 1) * UNIT, x.size)
-            top = u32(0)
+            top, h = u32(0), counter(low)
             part, out = x[low:high], exponents[low:high]
             for j in range(part.size):
-                v = _bits_of(part[j])
-                magnitude = u32(v & _ABS)
+                v = bits_of(part[j])
+                magnitude = u32(v & ABS)
                 top = max(top, magnitude)
-                rounded = u32(magnitude + _draw(k0, k1, u32(u32(low) + u32(j))))
-                out[j] = u8(rounded >> u32(DRAW_BITS))
+                out[j] = u8(u32(u32(magnitude + draw(h, k0, k1)) >> u32(DRAW_BITS)))
                 signs[j] = u8(v >> u32(31))
+                h = u32(h + u32(GOLDEN))
             if top > _NATURAL_LIMIT and bad < 0:
                 bad = unit
             _pack_signs(signs, low, high, packed)
@@ -98,21 +101,42 @@ def natural_decoder(add: bool) -> Callable[..., None]:
             for j in range(part.size):
                 v = u32(u32(u32(signs[j]) << u32(31)) | u32(u32(values[j]) << u32(DRAW_BITS)))
                 if add:
-                    part[j] += f32(weight * _float_of(v))
+                    part[j] += f32(weight * float_of(v))
                 else:
-                    part[j] = f32(weight * _float_of(v))
+                    part[j] = f32(weight * float_of(v))
 
     return natural_decode
 
 
+@intrinsic
+def _halved(typingctx: Any, sums: Any) -> Any:
+    """Return the sum of sums[:EF_WIDTH]: halves are added until one is left."""
+
+    def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        def half(vector: Any, first: int, width: int) -> Any:
+            lanes = ir.Constant(
+                ir.VectorType(ir.IntType(32), width), [*range(first, first + width)]
+            )
+            return b.shuffle_vector(vector, vector, lanes)
+
+        data = context.make_array(sig.args[0])(context, b, args[0]).data
+        all_of_it = ir.VectorType(ir.FloatType(), EF_WIDTH).as_pointer()
+        vector, width = b.load(b.bitcast(data, all_of_it), align=4), EF_WIDTH
+        while width > 1:
+            width //= 2
+            vector = b.fadd(half(vector, 0, width), half(vector, width, width))
+        return b.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(sums), generate
+
+
 @njit
-def _side_mean(sums, count):
-    width = EF_WIDTH
-    while width > 1:
-        width //= 2
-        for j in range(width):
-            sums[j] += sums[width + j]
-    return f32(sums[0] / f32(count)) if count > 0 else f32(0)
+def _largest(x, residual):
+    """Return the bits of the largest |x + residual|."""
+    top = u32(0)
+    for i in range(x.size):
+        top = max(top, u32(bits_of(f32(x[i] + residual[i])) & ABS))
+    return top
 
 
 @lru_cache(maxsize=None)
@@ -122,40 +146,45 @@ def sign_scaler() -> Callable[..., int]:
 
     @njit(_int(_read_floats, _read_floats, _int, _floats, _int, _int), nogil=True, cache=True)
     def sign_scale(x, residual, block_size, scales, first, last):
+        def add(x, residual, at, rows, width, plus, minus, negative):
+            for j in range(width):
+                above, below, count = plus[j], minus[j], negative[j]
+                for r in range(rows):
+                    i = u64(at + u64(r * EF_WIDTH + j))  # unsigned: numba lets others be negative
+                    p = f32(x[i] + residual[i])
+                    above += f32(0) if p < f32(0) else p
+                    below += f32(-p) if p < f32(0) else f32(0)
+                    count = u32(count + (u32(1) if p < f32(0) else u32(0)))
+                plus[j], minus[j], negative[j] = above, below, count
+
         if stamp < 0:  # never; see STAMP
             return -1
-        plus, minus, counts = (
-            np.empty(EF_WIDTH, f32),
-            np.empty(EF_WIDTH, f32),
-            np.empty(EF_WIDTH, u32),
-        )
+        plus, minus = np.empty(EF_WIDTH, f32), np.empty(EF_WIDTH, f32)
+        negative = np.empty(EF_WIDTH, u32)
         bad = -1
         for b in range(first, last):
             start, end = b * block_size, min((b + 1) * block_size, x.size)
-            plus[:], minus[:], counts[:] = f32(0), f32(0), u32(0)
-            whole = start + (end - start) // EF_WIDTH * EF_WIDTH
-            top = u32(0)
-            for row in range(start, whole, EF_WIDTH):  # the width is a constant, so that it unrolls
-                g, e = x[row : row + EF_WIDTH], residual[row : row + EF_WIDTH]
-                for j in range(EF_WIDTH):
-                    p = f32(g[j] + e[j])
-                    top = max(top, u32(_bits_of(p) & _ABS))
-                    plus[j] += f32(0) if p < f32(0) else p
-                    minus[j] += f32(-p) if p < f32(0) else f32(0)
-                    counts[j] += u32(1) if p < f32(0) else u32(0)
-            for j in range(end - whole):
-                p = f32(x[whole + j] + residual[whole + j])
-                top = max(top, u32(_bits_of(p) & _ABS))
-                plus[j] += f32(0) if p < f32(0) else p
-                minus[j] += f32(-p) if p < f32(0) else f32(0)
-                counts[j] += u32(1) if p < f32(0) else u32(0)
-            negative = 0
+            plus[:], minus[:], negative[:] = f32(0), f32(0), u32(0)
+            at = start
+            while at + 4 * EF_WIDTH <= end:  # counts are constants, so that loops unroll
+                add(x, residual, u64(at), 4, EF_WIDTH, plus, minus, negative)
+                at += 4 * EF_WIDTH
+            while at < end:
+                width = min(EF_WIDTH, end - at)
+                add(x, residual, u64(at), 1, width, plus, minus, negative)
+                at += EF_WIDTH
+            total_minus = u32(0)
             for j in range(EF_WIDTH):
-                negative += np.int64(counts[j])
-            scales[2 * b] = _side_mean(plus, end - start - negative)
-            scales[2 * b + 1] = _side_mean(minus, negative)
-            if top >= u32(SIGN_LIMIT_BITS) and bad < 0:
-                bad = b
+                total_minus = u32(total_minus + negative[j])
+            total_plus = u32(u32(end - start) - total_minus)
+            above, below = _halved(plus), _halved(minus)
+            scales[2 * b] = f32(above / f32(total_plus)) if total_plus > u32(0) else f32(0)
+            scales[2 * b + 1] = f32(below / f32(total_minus)) if total_minus > u32(0) else f32(0)
+            # A value is part of a sum of non-negatives: where both are in range, so is every value.
+            most = max(u32(bits_of(above) & ABS), u32(bits_of(below) & ABS))
+            if most >= u32(SIGN_LIMIT_BITS) and bad < 0:
+                if _largest(x[start:end], residual[start:end]) >= u32(SIGN_LIMIT_BITS):
+                    bad = b
         return bad
 
     return sign_scale

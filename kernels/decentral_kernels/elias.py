@@ -33,7 +33,7 @@ from .code_tables import (
     WINDOW,
     elias_max_bits,
 )
-from .cpu import _pack_rest, _unpack_rest
+from .cpu_parts import pack_rest, unpack_rest
 from .layout import MAX_BITS, STAMP, UNIT
 
 u8, u64 = np.uint8, np.uint64
@@ -49,7 +49,7 @@ ENCODE = _int(read_bytes, _int, _int, _read_words, _bytes, _sizes, _int, _int)
 DECODE = _int(read_bytes, _read_sizes, _int, _int, _read_words, _bytes, _int, _int)
 
 # Of what the kernels here and in huffman.py are made; see layout.STAMP.
-_SOURCES = ("elias.py", "code_tables.py", "cpu.py")
+_SOURCES = ("elias.py", "code_tables.py")
 CODING_STAMP = zlib.crc32(
     b"".join(Path(__file__).with_name(f).read_bytes() for f in _SOURCES), STAMP
 )
@@ -112,7 +112,7 @@ def unpack(packed, n, bits, codes):
                 for k in range(run.size):
                     c = u8(plane[k] >> u8(by)) | u8(upper[k] << u8(8 - by))
                     run[k] = u8(u8(c) & u8((1 << bits) - 1))
-        _unpack_rest(mine[planes * columns :], bits, out[lanes * columns :])
+        unpack_rest(mine[planes * columns :], bits, out[lanes * columns :])
 
 
 @njit
@@ -135,7 +135,7 @@ def pack(codes, n, bits, packed):
                 upper = mine[(p + 1) * columns : (p + 2) * columns]
                 for k in range(upper.size):
                     upper[k] = u8(upper[k] | u8(run[k] >> u8(8 - by)))
-        _pack_rest(source[lanes * columns :], bits, mine[planes * columns :])
+        pack_rest(source[lanes * columns :], bits, mine[planes * columns :])
 
 
 @njit(inline="always")

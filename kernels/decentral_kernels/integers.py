@@ -52,7 +52,7 @@ def sum_of_squares(x: Any) -> float:
     """Return the sum of squares of float32[n] in float64, the same bits on every machine."""
     from . import cpu_integer
 
-    return float(cpu_integer.sum_of_squares(x))
+    return float(cpu_integer.square_adder()(x))
 
 
 def compile_integer(bits: int, random: bool) -> None:
@@ -60,5 +60,6 @@ def compile_integer(bits: int, random: bool) -> None:
     from . import cpu_integer
 
     cpu_integer.rounder(bits, random)
+    cpu_integer.square_adder()
     for add in (False, True):
         cpu_integer.expander(bits, add)

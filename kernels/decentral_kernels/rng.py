@@ -9,6 +9,8 @@ statistics they have to pass.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,7 @@ DRAW_BITS = 23  # as many as a float32 has mantissa bits: the exponential levels
 _MASK64 = (1 << 64) - 1
 
 
+@lru_cache(maxsize=1024)  # seed, rank and bucket come again, and step with each bucket
 def _splitmix64(z: int) -> int:
     """Return SplitMix64's output for a 64-bit state (Steele, Lea and Flood, OOPSLA 2014)."""
     z = (z + 0x9E3779B97F4A7C15) & _MASK64

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .backend import GRAIN, share_units
+from .backend import GRAIN, first_bad, share_units
 from .threads import share
 
 
 def signs_nbytes(numel: int) -> int:
     """Return the bytes of so many packed signs."""
     return (numel + 7) // 8
-
-
-def _first(bad: list[int]) -> int:
-    return min((b for b in bad if b >= 0), default=-1)
 
 
 def natural_encode(x: Any, key: tuple[int, int], exponents: Any, signs: Any) -> int:
@@ -32,7 +28,7 @@ def natural_encode(x: Any, key: tuple[int, int], exponents: Any, signs: Any) -> 
 
     kernel = cpu_sign.natural_encoder()
     k0, k1 = np.uint32(key[0]), np.uint32(key[1])
-    return _first(share_units(lambda a, b: kernel(x, k0, k1, exponents, signs, a, b), x.size))
+    return first_bad(share_units(lambda a, b: kernel(x, k0, k1, exponents, signs, a, b), x.size))
 
 
 def natural_decode(exponents: Any, signs: Any, out: Any, weight: float, add: bool) -> None:
@@ -53,7 +49,7 @@ def sign_encode(x: Any, residual: Any, block_size: int, scales: Any, signs: Any)
 
     scale, encode = cpu_sign.sign_scaler(), cpu_sign.sign_encoder()
     blocks = scales.size // 2
-    bad = _first(
+    bad = first_bad(
         share(
             lambda a, b: scale(x, residual, block_size, scales, a, b), blocks, GRAIN // block_size
         )

@@ -43,4 +43,6 @@ def share(run: Callable[[int, int], Any], items: int, grain: int) -> list[Any]:
     if parts == 1:
         return [run(0, items)]
     edges = [items * i // parts for i in range(parts + 1)]
-    return list(_pool(_num_threads).map(run, edges[:-1], edges[1:]))
+    # The caller takes the first range itself instead of waiting for another thread to wake up.
+    others = _pool(_num_threads - 1).map(run, edges[1:-1], edges[2:])
+    return [run(edges[0], edges[1]), *others]

@@ -123,7 +123,7 @@ LONG = 3 * backend.GRAIN + 12345  # enough for three threads
 
 @pytest.fixture
 def shared(monkeypatch):
-    """Count into how many ranges each call was split among the pool's threads."""
+    """Count into how many ranges each call was split, the caller's own among them."""
     counts = []
     pool = kernel_threads._pool
 
@@ -132,7 +132,7 @@ def shared(monkeypatch):
             self.pool = pool(threads)
 
         def map(self, run, firsts, lasts):
-            counts.append(len(firsts))
+            counts.append(1 + len(firsts))
             return self.pool.map(run, firsts, lasts)
 
     monkeypatch.setattr(kernel_threads, "_pool", Counting)
