@@ -74,3 +74,33 @@ def exchanges(run):
             cells = [f"{found['mean_s']:.3f}", number(share), number(found["mean_s"] / least)]
             rows.append([f"{mib} MiB", who, *cells, f"{found['cpu_s']:.3f}"])
     return markdown(["float32", "by", "s", "of gloo", "of the wire", "processor s"], rows)
+
+
+def accuracies(run):
+    """Return the table of a run of accuracy.py."""
+    systems, target = run["systems"], run["target"]
+    base = (systems.get("ddp") or {}).get("seconds")
+    rows = []
+    for name, found in systems.items():
+        if not found:
+            rows.append([name, "failed", "-", "-", "-"])
+            continue
+        share = number(found["seconds"] / base if base else None)
+        cells = [f"{found['seconds']:.1f}", share, f"{found['steps']:g}"]
+        rows.append([name, *cells, f"{found['reached']} of {run['seeds']}"])
+    head = ["system", f"s to an accuracy of {target}", "of ddp", "steps", "seeds that reached it"]
+    return markdown(head, rows)
+
+
+def overlaps(run):
+    """Return the table of a run of overlap.py."""
+    head = ["system", "batch", "s computing", "s communicating", "s for both", "hidden"]
+    rows = []
+    for name, found in run["systems"].items():
+        if not found:
+            rows.append([name, "failed", *["-"] * 5])
+            continue
+        seconds = [f"{found[k]:.3f}" for k in ("compute_s", "communication_s", "mean_s")]
+        shares = [number(found["hidden"]), number(found.get("stats_hidden"))]
+        rows.append([name, str(found["batch"]), *seconds, *shares])
+    return markdown([*head, "stats()'s hidden"], rows)

@@ -10,8 +10,9 @@ from systems import SYSTEMS
 WORKER = str(Path(__file__).with_name("worker.py"))
 
 
-def launch_of(name):
+def launch_of(spec):
     """Return which job a system runs in."""
+    name = spec.partition("@")[0]
     kind = SYSTEMS[name] if name in SYSTEMS else sums.SUMS[name][0]
     return kind.launch
 

@@ -3,7 +3,8 @@
     mpirun -n 2 python benchmarks/network/worker.py --systems allreduce-nuqsgd ecd-psgd
     torchrun --nproc-per-node 2 benchmarks/network/worker.py --systems compute ddp ddp-fp16
 
-A line of JSON per system: seconds of every step after the warm-up with their mean, median and
+NAME@64 takes batches of 64; NAME@free has gradients at once, with nothing to compute. Printed is a
+line of JSON per system: seconds of every step after the warm-up with their mean, median and
 minimum, processor seconds per step, bytes that left the host's eth0 per step, decentral's stats().
 """
 
@@ -56,11 +57,20 @@ def sent():
     return int(_COUNTER.read_text()) if _COUNTER.exists() else 0
 
 
-def build(name, args):
+def parse(spec):
+    """Return (system, batch or None, whether it has nothing to compute) of NAME[@BATCH|@free]."""
+    name, _, how = spec.partition("@")
+    if name not in SYSTEMS and name not in sums.SUMS:
+        known = ", ".join([*SYSTEMS, *sums.SUMS])
+        raise ValueError(f"unknown system {name!r}; known: {known}")
+    return name, int(how) if how.isdigit() else None, how == "free"
+
+
+def build(name, free, bits):
     if name in sums.SUMS:
         return sums.make(name)
     model = mlp.perceptron()
-    return make(name, mlp.Free(model) if args.free else model, bits=args.bits)
+    return make(name, mlp.Free(model) if free else model, bits=bits)
 
 
 def seconds_of(step):
@@ -69,10 +79,12 @@ def seconds_of(step):
     return time.perf_counter() - start
 
 
-def measure(name, world, args):
+def measure(spec, world, args):
     """Return one rank's record of a system."""
-    system = build(name, args)
-    x, y = mlp.batch(args.batch, world.rank)
+    name, batch, free = parse(spec)
+    batch = batch or args.batch
+    system = build(name, free, args.bits)
+    x, y = mlp.batch(batch, world.rank)
     warm = [seconds_of(lambda: system.step(x, y)) for _ in range(system.warm_up)]
     count = min(max(2, *world.gather(int(args.budget / warm[-1]))), args.steps)
     system.finish()
@@ -85,10 +97,10 @@ def measure(name, world, args):
     system.finish()
     world.gather(None)  # now what others send through this host has been sent, too
     return {
-        "system": name,
+        "system": spec,
         "rank": world.rank,
         "size": world.size,
-        "batch": args.batch,
+        "batch": batch,
         "steps_s": times,
         "mean_s": statistics.fmean(times),
         "median_s": statistics.median(times),
@@ -113,21 +125,25 @@ def differences(before, after, count):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [*SYSTEMS, *sums.SUMS]
-    parser.add_argument("--systems", nargs="+", choices=names, required=True, metavar="NAME")
+    parser.add_argument("--systems", nargs="+", required=True, metavar="NAME[@BATCH|@free]")
     parser.add_argument("--batch", type=int, default=16, help="per rank")
     parser.add_argument("--steps", type=int, default=5, help="measured ones, at most")
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for them, about")
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--free", action="store_true", help="communicate without computing")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for spec in args.systems:
+        try:
+            parse(spec)
+        except ValueError as error:
+            parser.error(str(error))
+    return args
 
 
 def main():
     args = parse_args()
     world = World()
-    for name in args.systems:
-        record(measure(name, world, args))
+    for spec in args.systems:
+        record(measure(spec, world, args))
     world.close()
 
 
