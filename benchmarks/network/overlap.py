@@ -31,7 +31,7 @@ def parse_args(argv=None):
     add("--rate", default="1gbit", help="tc's words, or none")
     add("--systems", nargs="+", choices=SYSTEMS, default=list(DEFAULT))
     add("--turns", type=int, default=3)
-    add("--steps", type=int, default=5, help="measured in a turn, at most")
+    add("--steps", type=int, default=8, help="measured in a turn, at most")
     add("--json", metavar="FILE", help="write all figures here")
     return parser.parse_args(argv)
 
@@ -48,15 +48,26 @@ def batch_for(seconds, probes):
     return max(1, round(small + (seconds - fast) / per_sample))
 
 
+def alone(name):
+    """Return the system that computes alone in the same job as another."""
+    return "compute" if turns.launch_of(name) == "gloo" else "compute-mpi"
+
+
+def specs_of(name, batch):
+    """Return what a turn of a system consists of, in the order that it is measured."""
+    both = [f"{alone(name)}@{batch}", f"{name}@{batch}"]
+    return [*both, f"{name}@free", f"{alone(name)}@free"]
+
+
 def row(found, name, batch):
-    """Return the figures of one turn of a system."""
-    both, free = found[f"{name}@{batch}"], found[f"{name}@free"]
-    own = {"stats_hidden": both["hidden"]} if "hidden" in both else {}
-    return own | {
-        "mean_s": both["mean_s"],
-        "compute_s": found[f"compute@{batch}"]["mean_s"],
-        "communication_s": free["mean_s"] - found["compute@free"]["mean_s"],
-    }
+    """Return the figures of one turn of a system; None where a part failed."""
+    parts = [found.get(spec) for spec in specs_of(name, batch)]
+    if None in parts:
+        return None
+    computing, both, free, rest = (part["median_s"] for part in parts)
+    own = {"stats_hidden": parts[1]["hidden"]} if "hidden" in parts[1] else {}
+    seconds = {"mean_s": both, "compute_s": computing, "communication_s": free - rest}
+    return own | seconds
 
 
 def over_turns(rows, batch):
@@ -76,25 +87,27 @@ def one_turn(hosts, specs, steps):
 
 def choose_batches(hosts, args):
     """Return {system: the batch that computes as long as it communicates}."""
-    specs = [f"compute@{b}" for b in _PROBES] + [f"{n}@free" for n in ("compute", *args.systems)]
+    specs = [f"compute@{b}" for b in _PROBES]
+    specs += [spec for name in args.systems for spec in specs_of(name, 1)[2:]]
     found = one_turn(hosts, specs, args.steps)
-    probes = {b: found[f"compute@{b}"]["mean_s"] for b in _PROBES}
-    free = {n: found[f"{n}@free"]["mean_s"] for n in args.systems if f"{n}@free" in found}
-    return {n: batch_for(s - found["compute@free"]["mean_s"], probes) for n, s in free.items()}
+    probes = {b: found[f"compute@{b}"]["median_s"] for b in _PROBES}
+    batches = {}
+    for name in args.systems:
+        free, rest = found.get(f"{name}@free"), found.get(f"{alone(name)}@free")
+        if free and rest:
+            batches[name] = batch_for(free["median_s"] - rest["median_s"], probes)
+    return batches
 
 
 def overlaps(hosts, args):
     """Return {system: medians of the turns, None where it failed}."""
     batches = choose_batches(hosts, args)
-    specs = ["compute@free"]
-    for name, batch in batches.items():
-        specs += [f"compute@{batch}", f"{name}@{batch}", f"{name}@free"]
+    specs = [spec for name, batch in batches.items() for spec in specs_of(name, batch)]
     rows = {name: [] for name in args.systems}
     for _ in range(args.turns):
         found = one_turn(hosts, specs, args.steps)
         for name, batch in batches.items():
-            if {f"compute@{batch}", f"{name}@{batch}", f"{name}@free"} <= set(found):
-                rows[name].append(row(found, name, batch))
+            rows[name] += filter(None, [row(found, name, batch)])
     return {name: over_turns(r, batches.get(name)) for name, r in rows.items()}
 
 

@@ -40,6 +40,12 @@ class System:
         return {}
 
 
+class SystemMPI(System):
+    """The same among processes of the MPI job."""
+
+    launch = "mpi"
+
+
 class DDP(System):
     """PyTorch's DistributedDataParallel over gloo, in float32."""
 
@@ -143,6 +149,7 @@ def _decentral(algorithm, compressor):
 
 SYSTEMS = {
     "compute": System,
+    "compute-mpi": SystemMPI,
     "ddp": DDP,
     "ddp-fp16": DDPFloat16,
     "decent-dp": DecentDP,
