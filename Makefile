@@ -72,7 +72,7 @@ bench: $(VENV)/bench-ready
 	run python benchmarks/kernels.py; \
 	run $(EXCHANGE) --rates 1gbit 10gbit none --json $(BENCH)/exchange.json; \
 	run $(STEP) --rates 100mbit 1gbit 10gbit none --json $(BENCH)/step-4.json; \
-	run $(STEP) --hosts 8 --rates 1gbit --json $(BENCH)/step-8.json; \
+	run $(STEP) --hosts 8 --rates 1gbit --batch 4 --json $(BENCH)/step-8.json; \
 	run python benchmarks/network/overlap.py --turns $(TURNS) --json $(BENCH)/overlap.json; \
 	run mpirun -n 8 python benchmarks/waiting.py --json $(BENCH)/waiting.json; \
 	run python benchmarks/network/plot.py $(BENCH)/step-*.json --svg $(BENCH)/performance.svg; \

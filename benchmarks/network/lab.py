@@ -21,7 +21,7 @@ from pathlib import Path
 import jobs
 
 _SUBNET = "10.77.0"
-_NAME = re.compile(r"^decentral-(\d+)-\w+$")
+_NAME = re.compile(r"^decentral-(\d+)-\w+$")  # of namespaces and folders, by owner
 _ENTER = """#!/bin/sh
 # ADDRESS COMMAND...: run the command on the host with this address, as a remote shell would.
 host="$1"; shift
@@ -47,13 +47,16 @@ def _run(*words, check=True):
     return done.stdout
 
 
+def _is_dead(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
 def _namespaces(owner=None):
     """Return the namespaces of labs: the owner's, or of owners that no longer live."""
     found = []
     for line in _run("ip", "netns", "list").splitlines():
         if match := _NAME.match(line.split()[0]):
-            pid = int(match[1])
-            if pid == owner or (owner is None and not Path(f"/proc/{pid}").exists()):
+            if int(match[1]) == owner or (owner is None and _is_dead(match[1])):
                 found.append(match[0])
     return found
 
@@ -78,6 +81,14 @@ def _remove(names):
         _run("ip", "netns", "delete", name, check=False)
 
 
+def _remove_leftovers():
+    """Remove what killed runs have left behind."""
+    _remove(_namespaces())
+    for folder in Path(tempfile.gettempdir()).glob("decentral-*-*"):
+        if (match := _NAME.match(folder.name)) and _is_dead(match[1]):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Lab:
     """`hosts` hosts, whose links carry `rate` (tc's words, as 1gbit; None: as fast as it goes).
 
@@ -93,9 +104,9 @@ class Lab:
         self._prefix = f"decentral-{os.getpid()}"
 
     def __enter__(self):
-        _remove(_namespaces())  # what a killed run has left behind
+        _remove_leftovers()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        self._folder = tempfile.TemporaryDirectory(prefix="decentral-lab-")
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{self._prefix}-")
         self.folder = Path(self._folder.name)
         self.enter = self.folder / "enter"
         self.enter.write_text(_ENTER.format(prefix=self._prefix))

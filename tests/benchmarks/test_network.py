@@ -109,6 +109,62 @@ def test_medians_over_ranks_and_turns():
     assert turns.over_turns([]) is None
 
 
+def test_overlap_of_a_step():
+    import overlap
+
+    assert overlap.hidden(both=3.0, computing=2.0, communicating=2.0) == pytest.approx(0.5)
+    assert overlap.batch_for(0.3, {16: 0.1, 256: 0.58}) == 116
+    assert overlap.batch_for(0.0, {16: 0.1, 256: 0.58}) == 1
+    specs = ["compute-mpi@8", "ecd-psgd@8", "ecd-psgd@free", "compute-mpi@free"]
+    assert overlap.specs_of("ecd-psgd", 8) == specs
+    found = {spec: {"median_s": s} for spec, s in zip(specs, (1.0, 1.5, 2.0, 1.0), strict=True)}
+    row = overlap.row(found, "ecd-psgd", 8)
+    assert overlap.over_turns([row], 8)["hidden"] == pytest.approx(0.5)
+    assert overlap.row({}, "ecd-psgd", 8) is None and overlap.over_turns([], 8) is None
+
+
+def test_accuracy_table():
+    import accuracy
+    import tables
+
+    runs = [{"steps": 10, "seconds": s, "accuracy": 0.97, "reached": s < 3} for s in (1, 2, 3)]
+    found = accuracy.over_seeds(runs)
+    assert (found["seconds"], found["reached"]) == (2, 2)
+    assert accuracy.over_seeds([]) is None
+    run = RUN | {"target": 0.97, "seeds": 3, "systems": {"ddp": found, "bad": None}}
+    assert "| ddp | 2.0 | 1.00 | 10 | 2 of 3 |" in tables.accuracies(run)
+
+
+def test_worker_takes_a_batch_or_no_computation():
+    import worker
+
+    assert worker.parse("ddp") == ("ddp", None, False)
+    assert worker.parse("ddp@64") == ("ddp", 64, False)
+    assert worker.parse("ddp@free") == ("ddp", None, True)
+    with pytest.raises(SystemExit):
+        worker.parse_args(["--systems", "no-such-system"])
+
+
+def test_stats_per_step():
+    import worker
+
+    after = {"bytes_sent": 60, "communication_s": 4.0, "waited_s": 1.0, "steps": 5}
+    grown = worker.differences({k: 0 for k in after}, after, 2)
+    assert grown == {"bytes_sent": 30, "communication_s": 2, "waited_s": 0.5, "hidden": 0.75}
+    assert worker.differences({}, {}, 2) == {}
+
+
+def test_picture(tmp_path):
+    import plot
+
+    run = RUN | {"systems": {"ddp": system(0.6), "ecd-psgd": system(0.2), "bad": None}}
+    (tmp_path / "a.json").write_text(json.dumps({"kind": "step", "runs": [run, run]}))
+    found = plot.read([tmp_path / "a.json"])
+    assert [kind for kind, _ in found] == ["step", "step"]
+    plot.draw([r for _, r in found], tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count("ecd-psgd") >= 1
+
+
 def test_records_go_to_the_lab_or_to_the_terminal(tmp_path, monkeypatch, capsys):
     import jobs
 
