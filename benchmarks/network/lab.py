@@ -156,8 +156,8 @@ class Lab:
         """Run a Python command as PyTorch's processes, with gloo; see jobs.gloo."""
         return jobs.gloo(self, command, ranks_per_host, timeout)
 
-    def link_speed(self, seconds=1.0):
-        """Return what one TCP connection between two hosts carries, in bits per second."""
-        script = Path(__file__).with_name("link.py")
-        record = jobs.pair(self, [str(script), self.addresses[0], str(seconds)], seconds + 20)
-        return record["bits_per_s"]
+    def link_speed(self, seconds=0.5, tries=3):
+        """Return what one TCP connection between two hosts carries at best, in bits per second."""
+        script = str(Path(__file__).with_name("link.py"))
+        command = [script, self.addresses[0], str(seconds)]
+        return max(jobs.pair(self, command, seconds + 20)["bits_per_s"] for _ in range(tries))

@@ -53,7 +53,9 @@ class DDP(System):
 
     def __init__(self, model, lr=LR):
         super().__init__(model, lr)
-        self.model = DistributedDataParallel(model, bucket_cap_mb=self.bucket_cap_mb)
+        # equal from the start: no need to send 42 MB to everyone
+        options = {"bucket_cap_mb": self.bucket_cap_mb, "init_sync": False}
+        self.model = DistributedDataParallel(model, **options)
         self.hook()
 
     def hook(self):
@@ -84,6 +86,8 @@ class DDPPowerSGD(DDP):
 
 class DecentDP(System):
     """The package decent-dp: gossip with one neighbor a step, float32, overlapped with compute."""
+
+    warm_up = 2  # it sets up its buckets in the second step
 
     def __init__(self, model, lr=LR):
         try:

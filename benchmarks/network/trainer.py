@@ -9,7 +9,9 @@ model that is the ranks' average.
 
 import argparse
 import itertools
+import sys
 import time
+from pathlib import Path
 
 import mlp
 import torch
@@ -17,6 +19,7 @@ from jobs import record
 from systems import SYSTEMS, make
 from worker import World
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import datasets
 
 WIDTHS = (64, 2048, 2048, 10)
