@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.10 or newer, set-up included:
 #   make demo    the main job:  mpirun -n 8 python examples/ecd_resnet.py
 #   make test    all tests, with MPICH and with Open MPI
+# And one needs root as well, for network namespaces:
+#   make bench   the figures of docs/performance.md, in less than half an hour
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +10,7 @@ OPENMPI ?= .venv-openmpi
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO_ARGS ?=
 
-.PHONY: demo test test-plain test-mpich test-openmpi lint setup gpu-check clean
+.PHONY: demo bench test test-plain test-mpich test-openmpi lint setup gpu-check clean
 
 demo: $(VENV)/ready
 	PATH="$(BIN):$$PATH" mpirun -n 8 python examples/ecd_resnet.py $(DEMO_ARGS)
@@ -58,6 +60,33 @@ lint: $(VENV)/ready
 # On a machine with an NVIDIA GPU: the kernels against the oracle, on the device.
 gpu-check: $(VENV)/ready
 	$(BIN)/python -m pytest tests/gpu -v
+
+# Every part leaves a JSON file; one that fails does not keep the others from running.
+BENCH := runs/bench
+STEP = python benchmarks/network/step.py --turns $(TURNS) --steps 3
+EXCHANGE = python benchmarks/network/exchange.py --turns $(TURNS) --steps 3
+TURNS ?= 2
+# At 100 Mbit/s a step takes seconds, and so does every system's start.
+SLOW = compute ddp ddp-fp16 decent-dp ddp-powersgd allreduce-none allreduce-nuqsgd \
+	allreduce-intsgd ecd-psgd
+bench: $(VENV)/bench-ready
+	mkdir -p $(BENCH); export PATH="$(BIN):$$PATH"; failed=; \
+	run() { echo; echo "== $$*"; timeout 900 "$$@" || failed="$$failed $$2"; }; \
+	run python benchmarks/kernels.py; \
+	run $(EXCHANGE) --rates 1gbit 10gbit none --json $(BENCH)/exchange.json; \
+	run $(STEP) --rates 100mbit --turns 1 --systems $(SLOW) --json $(BENCH)/step-4-slow.json; \
+	run $(STEP) --rates 1gbit 10gbit none --json $(BENCH)/step-4.json; \
+	run $(STEP) --hosts 8 --rates 1gbit --batch 4 --json $(BENCH)/step-8.json; \
+	run python benchmarks/network/overlap.py --turns $(TURNS) --json $(BENCH)/overlap.json; \
+	run mpirun -n 8 python benchmarks/waiting.py --json $(BENCH)/waiting.json; \
+	run python benchmarks/network/plot.py $(BENCH)/step-4-slow.json $(BENCH)/step-4.json \
+		$(BENCH)/step-8.json --svg $(BENCH)/performance.svg; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# decent-dp and loguru, which it logs with, are the benchmark's alone.
+$(VENV)/bench-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps decent-dp==0.2.3 loguru==0.7.3
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(OPENMPI) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

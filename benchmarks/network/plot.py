@@ -1,0 +1,88 @@
+"""Draw seconds per step by system and link speed, from the JSON files of step.py.
+
+    python benchmarks/network/plot.py runs/bench/step-*.json --svg docs/performance.svg
+    python benchmarks/network/plot.py runs/bench/*.json --tables
+
+--tables prints the table of every file instead of, or next to, the picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import tables
+
+TABLES = {
+    "step": tables.steps,
+    "exchange": tables.exchanges,
+    "accuracy": tables.accuracies,
+    "overlap": tables.overlaps,
+}
+GROUPS = {"ddp": "#8c8c8c", "decent": "#c9a227", "compute": "#d9d9d9"}  # else decentral's
+OURS = "#2f6db2"
+
+
+def color(name):
+    """Return the color of a system."""
+    return next((c for start, c in GROUPS.items() if name.split("-")[0] == start), OURS)
+
+
+def read(paths):
+    """Return [(kind, run)] of files that step.py and its like wrote."""
+    found = []
+    for path in paths:
+        content = json.loads(Path(path).read_text())
+        found += [(content["kind"], run) for run in content.get("runs", [])]
+    return found
+
+
+def draw(runs, path):
+    """Draw one panel per run: a bar per system, seconds on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "decentral"  # the same picture from the same figures
+    from matplotlib import pyplot
+
+    size = (3.1 * len(runs) + 1.2, 4.2)
+    figure, axes = pyplot.subplots(1, len(runs), sharey=True, figsize=size, squeeze=False)
+    for axis, run in zip(axes[0], runs, strict=True):
+        panel(axis, run)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def panel(axis, run):
+    """Draw one run."""
+    systems = {name: found for name, found in run["systems"].items() if found}
+    seconds = [found["mean_s"] for found in systems.values()]
+    low = [s - found["lowest_s"] for s, found in zip(seconds, systems.values(), strict=True)]
+    high = [found["highest_s"] - s for s, found in zip(seconds, systems.values(), strict=True)]
+    colors = [color(name) for name in systems]
+    bars = axis.barh(list(systems), seconds, color=colors, xerr=(low, high), ecolor="#444444")
+    axis.bar_label(bars, [f"{s:.2g}" for s in seconds], padding=4, fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xlim(min(seconds) / 1.5, max(seconds) * 3)
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("s per step")
+    axis.set_title(f"{run['hosts']} hosts, {run['rate'] or 'no limit'}", fontsize=10)
+
+
+def main():
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--svg", metavar="FILE")
+    parser.add_argument("--tables", action="store_true")
+    args = parser.parse_args()
+    found = read(args.files)
+    if args.tables:
+        for kind, run in found:
+            print(f"\n{tables.title(run)}\n\n{TABLES[kind](run)}")
+    if args.svg:
+        draw([run for kind, run in found if kind == "step"], args.svg)
+
+
+if __name__ == "__main__":
+    main()
