@@ -71,7 +71,7 @@ SLOW = compute ddp ddp-fp16 decent-dp ddp-powersgd allreduce-none allreduce-nuqs
 	allreduce-intsgd ecd-psgd
 bench: $(VENV)/bench-ready
 	mkdir -p $(BENCH); export PATH="$(BIN):$$PATH"; failed=; \
-	run() { echo; echo "== $$*"; timeout 900 "$$@" || failed="$$failed $$2"; }; \
+	run() { echo; echo "== $$*"; timeout 900 "$$@" || failed="$$failed; $$*"; }; \
 	run python benchmarks/kernels.py; \
 	run $(EXCHANGE) --rates 1gbit 10gbit none --json $(BENCH)/exchange.json; \
 	run $(STEP) --rates 100mbit --turns 1 --systems $(SLOW) --json $(BENCH)/step-4-slow.json; \
@@ -81,7 +81,7 @@ bench: $(VENV)/bench-ready
 	run mpirun -n 8 python benchmarks/waiting.py --json $(BENCH)/waiting.json; \
 	run python benchmarks/network/plot.py $(BENCH)/step-4-slow.json $(BENCH)/step-4.json \
 		$(BENCH)/step-8.json --svg $(BENCH)/performance.svg; \
-	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+	test -z "$$failed" || { echo "failed$$failed"; exit 1; }
 
 # decent-dp and loguru, which it logs with, are the benchmark's alone.
 $(VENV)/bench-ready: $(VENV)/ready

@@ -44,26 +44,34 @@ def draw(runs, path):
     matplotlib.rcParams["svg.hashsalt"] = "decentral"  # the same picture from the same figures
     from matplotlib import pyplot
 
+    names = list(max((run["systems"] for run in runs), key=len))
+    names += sorted({name for run in runs for name in run["systems"]} - set(names))
     size = (3.1 * len(runs) + 1.2, 4.2)
     figure, axes = pyplot.subplots(1, len(runs), sharey=True, figsize=size, squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
-        panel(axis, run)
+        panel(axis, run, names)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
-def panel(axis, run):
-    """Draw one run."""
+def panel(axis, run, names):
+    """Draw one run; what was not measured, or failed, has no bar."""
     systems = {name: found for name, found in run["systems"].items() if found}
     seconds = [found["mean_s"] for found in systems.values()]
     low = [s - found["lowest_s"] for s, found in zip(seconds, systems.values(), strict=True)]
     high = [found["highest_s"] - s for s, found in zip(seconds, systems.values(), strict=True)]
-    colors = [color(name) for name in systems]
-    bars = axis.barh(list(systems), seconds, color=colors, xerr=(low, high), ecolor="#444444")
+    places, colors = [names.index(name) for name in systems], [color(name) for name in systems]
+    bars = axis.barh(places, seconds, color=colors, xerr=(low, high), ecolor="#444444")
     axis.bar_label(bars, [f"{s:.2g}" for s in seconds], padding=4, fontsize=8)
     axis.set_xscale("log")
-    axis.set_xlim(min(seconds) / 1.5, max(seconds) * 3)
-    axis.invert_yaxis()
+    limits = min(seconds) / 1.5, max(seconds) * 3
+    ticks = [t for e in range(-4, 4) for t in (10.0**e, 3 * 10.0**e) if limits[0] < t < limits[1]]
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(limits)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlabel("s per step")
     axis.set_title(f"{run['hosts']} hosts, {run['rate'] or 'no limit'}", fontsize=10)
