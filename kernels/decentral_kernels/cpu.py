@@ -36,6 +36,7 @@ u8, u32, f32 = np.uint8, np.uint32, np.float32
 _HALF = u32(1 << (DRAW_BITS - 1))
 # Where a block has no more coordinates, the next one is fetched while it is quantized.
 _MOST_AHEAD = 64 * UNIT
+_PIECES = 4  # of a unit: fetching one costs nothing while a piece is quantized
 
 _floats, _bytes = types.float32[::1], types.uint8[::1]
 _read_floats = types.Array(types.float32, 1, "C", readonly=True)
@@ -59,8 +60,10 @@ def encoder(
     # An exponential level is an exponent less that of the least one, modulo 2^(bits - 1).
     level_mask = (1 << (bits - 1)) - 1
     missing = (s - 127 if zero_level else -127) & level_mask if exponential else 0
-    ones = sum(1 << (bits * j) for j in range(lanes))
     at_once = planes * 8 <= 32  # codes that share bytes fit into a word of 32 bits
+    ones = sum(1 << (bits * j) for j in range(lanes))
+    whole = (lanes, planes, ones, UNIT // lanes) if at_once else (1, 1, 1, UNIT)
+    count = whole[-1] // _PIECES
     word_type = u32 if at_once else np.uint64
 
     @njit(_ENCODE, nogil=True, cache=True)
@@ -74,10 +77,12 @@ def encoder(
                 for p in range(planes):
                     out[p * columns + k] = u8(w >> word_type(8 * p))
 
-        def quantize(x, start, inverse, k0, k1, lanes, planes, ones, columns, out):
-            """Write packed columns; those of one lane and one plane are the codes themselves."""
-            h = counter(start)
-            for k in range(columns):
+        def quantize(x, start, inverse, k0, k1, shape, skip, count, out):
+            """Write `count` of the packed columns; one lane and plane are the codes themselves."""
+            lanes, planes, ones, columns = shape
+            h = counter(start + skip)
+            for c in range(count):
+                k = skip + c
                 levels, signs = u32(0), u32(0)
                 for j in range(lanes):
                     at = bits * j
@@ -130,7 +135,6 @@ def encoder(
         for unit in range(first, last):
             low, high = unit * UNIT, min((unit + 1) * UNIT, x.size)
             packed = out[low * bits // 8 : (high * bits + 7) // 8]
-            prefetch(x, low + ahead, UNIT)
             i = low
             is_packed = False
             while i < high:
@@ -145,13 +149,15 @@ def encoder(
                     if np.isnan(scale) and bad < 0:
                         bad = b
                 end = min(start + block_size, high)
-                if at_once and end - i == UNIT:
-                    quantize(
-                        x[i:end], i, inverse, k0, k1, lanes, planes, ones, UNIT // lanes, packed
-                    )
-                    is_packed = True
+                part = x[i:end]
+                if part.size == UNIT:
+                    target, is_packed = packed if at_once else codes, at_once
+                    for piece in range(_PIECES):
+                        prefetch(x, low + ahead + piece * UNIT // _PIECES, UNIT // _PIECES)
+                        quantize(part, i, inverse, k0, k1, whole, piece * count, count, target)
                 else:
-                    quantize(x[i:end], i, inverse, k0, k1, 1, 1, 1, end - i, codes[i - low :])
+                    rest = codes[i - low :]
+                    quantize(part, i, inverse, k0, k1, (1, 1, 1, part.size), 0, part.size, rest)
                 i = end
             if is_packed:
                 continue
