@@ -43,12 +43,17 @@ class Task:
         """Go on as far as possible; return whether anything moved."""
         moved = False
         try:
-            while self._waits_for is None or self._waits_for.test():
+            while True:
+                pending = self._waits_for
+                if pending is not None:
+                    moves = pending.moves
+                    if not pending.test():
+                        return moved or pending.moves != moves
                 self._waits_for = next(self._steps)
                 self.begun = moved = True
         except StopIteration as stop:
             self.result, self.begun, self.done = stop.value, True, True
-        return moved or self.done
+        return True
 
 
 class Engine:

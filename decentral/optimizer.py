@@ -17,6 +17,7 @@ from .communicators import Communicator, as_communicator
 from .engine import Engine
 from .mixer import Mixer
 from .reducer import Reducer
+from .scaling import unscale
 from .startup import (
     broadcast_tensors,
     check_agreement,
@@ -74,10 +75,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self.__setstate__({"defaults": optimizer.defaults})
         self._model = model
         self._algorithm = algorithm
-        self._comm = as_communicator(comm)
+        self._communicator = as_communicator(comm)
+        self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
         self._steps, self._seed = 0, seed
         self._consensus_distance = 0.0
-        self._bytes = {"startup": 0, "averaging": 0}
+        self._bytes = {"startup": self._comm.bytes_sent, "averaging": 0}
         with self._counting("startup"):
             self._start(bucket_cap_mb)
 
@@ -94,7 +96,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._buckets = Buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
-        comm.first_on_each_host(lambda: algorithm.compressor.prepare(comm.cores_per_rank))
+        threads = min(comm.cores_per_rank, torch.get_num_threads())
+        comm.first_on_each_host(lambda: algorithm.compressor.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
         vectors = [bucket.of(x) for bucket in self._buckets]
         algorithm.start(self._seed, vectors, [bucket.numels for bucket in self._buckets])
@@ -116,8 +119,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     @property
     def communicator(self) -> Communicator:
-        """The ranks: rank, size, local_rank, all_gather_object(), barrier()."""
-        return self._comm
+        """The ranks, for the script: rank, size, local_rank, all_gather_object(), barrier()."""
+        return self._communicator
 
     # ---- the torch Optimizer's face: groups and state are the wrapped one's -----------------
 
@@ -209,7 +212,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Raises:
             NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
         """
-        overflow = self._unscale()
+        overflow = unscale(self, self.optimizer)
         if self._mixer is not None:
             # Optimizers turn gradients on for their closure themselves.
             local = None if overflow else self._local_step(closure)
@@ -247,18 +250,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
             result = self.optimizer.step()
         reducer.forget()
         return result
-
-    def _unscale(self) -> bool:
-        """Do what GradScaler leaves to an optimizer; return whether a gradient overflowed."""
-        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is None:
-            return False
-        if scale is not None:  # the script has not called unscale_()
-            groups = self.optimizer.param_groups
-            for g in (p.grad for group in groups for p in group["params"]):
-                if g is not None:
-                    g.div_(scale.to(g.device))
-        return bool(found_inf.item())
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""

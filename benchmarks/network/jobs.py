@@ -48,6 +48,8 @@ def _mpich(lab, ranks_per_host, _):
     words = [mpirun, "-launcher", "rsh", "-launcher-exec", str(lab.enter), "-iface", "eth0"]
     words += ["-hosts", ",".join(f"{a}:{ranks_per_host}" for a in lab.addresses)]
     words += ["-n", str(lab.hosts * ranks_per_host)]
+    if lab.hosts == 1:
+        return words, {}
     return words, {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
 
 
@@ -93,7 +95,7 @@ def gloo(lab, command, ranks_per_host, timeout):
 
 def pair(lab, command, timeout):
     """Run `python command` with RANK 0 and 1 on the first two hosts; return the one record."""
-    start = [(h, [sys.executable, *command], {"RANK": h}) for h in range(2)]
+    start = [(r % lab.hosts, [sys.executable, *command], {"RANK": r}) for r in range(2)]
     result = _run(lab, start, timeout)
     if result.error:
         raise RuntimeError(result.error)

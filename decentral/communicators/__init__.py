@@ -10,12 +10,9 @@ from .local import LocalCommunicator, run_local
 
 
 def as_communicator(comm: Any = None) -> Communicator:
-    """Return a Communicator of one's own: over an mpi4py communicator, COMM_WORLD, or another one.
-
-    All ranks must call it.
-    """
+    """Return `comm` if it is a Communicator, else one over an mpi4py communicator or COMM_WORLD."""
     if isinstance(comm, Communicator):
-        return comm.split(0)
+        return comm
     from .mpi import MPICommunicator
 
     return MPICommunicator(comm)

@@ -13,11 +13,16 @@ import numpy.typing as npt
 from ..payload import Payload
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
-_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_PART = 20e-6, 10e-3, 1 / 16
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_PART = 20e-6, 20e-3, 1 / 16
 
 
 class Pending(Protocol):
-    """An operation under way; the buffers it was given belong to it until it is complete."""
+    """An operation under way; the buffers it was given belong to it until it is complete.
+
+    `moves` counts its parts that are complete, for those who wait and would know that it goes on.
+    """
+
+    moves: int
 
     def test(self) -> bool:
         """Make progress; return whether the operation is complete."""

@@ -23,7 +23,7 @@ from .ring import TAGS, RingSum, num_segments
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_SPINS = 200  # tests in a row before a rank gives its core away, when it has one to itself
+_SPINS = 20  # tests in a row before a rank gives its core away, when it has one to itself
 _EXIT_WAIT_S = 1.0  # an engine has waited longer before
 # From this many bytes on our ring adds, which is faster than either MPI's all-reduce, above all for
 # int8 (benchmarks/all_reduce.py); below it latency counts.
@@ -58,6 +58,8 @@ def start_mpi() -> Any:
 
 class _Operation:
     """Requests under way, and the buffers that they use."""
+
+    moves = 0
 
     def __init__(
         self,
@@ -152,12 +154,14 @@ class MPICommunicator(Communicator):
 
     def _wait_for_ring(self, done: Callable[[], bool]) -> None:
         """Wait for one ring and drive all, since another rank may wait for another one first."""
-
-        def drive() -> bool:
+        backoff = Backoff(self.spins)
+        while not done():
+            moves = sum(ring.moves for ring in self._rings)
             self._rings = [ring for ring in self._rings if not ring.test()]
-            return done()
-
-        self._wait_for(drive)
+            if moves != sum(ring.moves for ring in self._rings):
+                backoff.reset()
+            else:
+                backoff.pause()
 
     def _count(self, buffer: Any, copies: int = 1) -> Any:
         """Count a buffer that is handed to MPI for sending, and return it."""

@@ -42,6 +42,7 @@ class RingSum:
         landed: Callable[[], None] = lambda: None,
     ) -> None:
         self._comm, self._wait_for, self._mean, self._landed = comm, wait_for, mean, landed
+        self.moves = 0
         self._n = n = comm.Get_size()
         ring = list(order) or list(range(n))
         self._place = ring.index(comm.Get_rank())
@@ -67,6 +68,7 @@ class RingSum:
         for segment, request in self._under_way:
             while request is not None and request.Test():
                 request = next(segment, None)
+                self.moves += 1
             if request is not None:
                 waiting.append((segment, request))
         self._under_way = waiting

@@ -4,6 +4,7 @@ import threading
 
 import communicator_contract
 import numpy as np
+import parts_contract
 import pytest
 import sums_contract
 
@@ -11,7 +12,7 @@ from decentral.communicators import Communicator, LocalCommunicator, as_communic
 from decentral.payload import Payload
 
 SIZES = (1, 2, 3, 4, 8)
-CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract)
+CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract, parts_contract)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -36,6 +37,24 @@ def test_it_is_a_communicator():
         assert comm.bytes_sent == 0 and comm.hosts == (0, 0)
 
     run_local(2, rank)
+
+
+@pytest.mark.parametrize("hosts", ((0, 0, 0), (1, 0, 1)))
+def test_a_part_of_all_ranks_is_one_s_own(hosts):
+    """Messages of a tag do not meet the same tag's of the one that it was made of."""
+
+    def rank(comm):
+        own = comm.split(0)
+        assert own is not comm and isinstance(own, LocalCommunicator)
+        assert (own.rank, own.size, own.hosts) == (comm.rank, comm.size, comm.hosts)
+        assert (own.local_rank, own.local_size) == (comm.local_rank, comm.local_size)
+        start, finish = communicator_contract.start_exchange, communicator_contract.finish_exchange
+        peers = comm.everyone_else()
+        theirs, ours = start(comm, peers, 7, 1000), start(own, peers, 7, 33)
+        finish(own, ours, 7, 33)
+        finish(comm, theirs, 7, 1000)
+
+    run_local(len(hosts), rank, hosts=hosts)
 
 
 def test_all_reduce_is_the_sum_in_order_of_rank():

@@ -1,12 +1,13 @@
 """The contract of a communicator over real MPI, at whatever size mpirun was given."""
 
 import communicator_contract
+import parts_contract
 import pytest
 import sums_contract
 
 from decentral.communicators import as_communicator
 
-CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract)
+CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract, parts_contract)
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,8 @@ opt = decentral.DistributedOptimizer(
 )
 for step in range(1, 6):
     opt.zero_grad()
+    if rank == 1 and step == 3:
+        {before_backward}
     model(torch.ones(2, 3)).sum().backward()
     if rank == 1 and step == 3:
         {fault}
@@ -57,13 +59,19 @@ print("finished")
 
 
 def run_script(
-    tmp_path, fault="pass", different_models=False, algorithm="ecd-psgd", codec="nuqsgd"
+    tmp_path,
+    fault="pass",
+    before_backward="pass",
+    different_models=False,
+    algorithm="ecd-psgd",
+    codec="nuqsgd",
 ):
     script = tmp_path / "train.py"
     compressor = f"decentral.compressors.from_name({codec!r})"
     script.write_text(
         SCRIPT.format(
             fault=fault,
+            before_backward=before_backward,
             different_models=different_models,
             algorithm=algorithm,
             compressor=compressor,
@@ -78,24 +86,26 @@ def test_the_script_runs_without_a_fault(tmp_path):
     assert job.output.count("finished") == 3
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "codec"),
-    [("ecd-psgd", "nuqsgd"), ("d-psgd", "none"), ("allreduce", "qsgdinf"), ("allreduce", "none")],
-)
-def test_nan_gradient_names_rank_step_and_parameter(tmp_path, algorithm, codec):
-    # Averaged in backward(), before the script could spoil it, so there the parameter is spoiled.
-    fault = "model[1].weight.grad[0, 2] = float('nan')"
-    if algorithm == "allreduce":
-        fault = (
-            "opt.zero_grad(); model[1].weight.register_hook(lambda g: g * float('nan')); "
-            "model(torch.ones(2, 3)).sum().backward()"
-        )
-    job = run_script(tmp_path, fault, algorithm=algorithm, codec=codec)
+def assert_names_rank_step_and_parameter(job, who):
     assert job.status != 0
     assert "finished" not in job.output
     assert job.output.count("NotFiniteError: rank 1, step 3, bucket 0: ") == 1, job.output
     assert "parameter '1.weight'" in job.output
-    assert "rank 1 of 3 ended the job, see above" in job.output
+    assert f"rank {who} of 3 ended the job, see above" in job.output
+
+
+@pytest.mark.parametrize(("algorithm", "codec"), [("ecd-psgd", "nuqsgd"), ("d-psgd", "none")])
+def test_with_gossip_the_rank_of_a_nan_says_step_and_parameter(tmp_path, algorithm, codec):
+    fault = "model[1].weight.grad[0, 2] = float('nan')"
+    job = run_script(tmp_path, fault, algorithm=algorithm, codec=codec)
+    assert_names_rank_step_and_parameter(job, who=1)
+
+
+@pytest.mark.parametrize("codec", ("qsgdinf", "none"))
+def test_averaging_all_ranks_know_whose_nan_it_was_and_rank_0_says_so(tmp_path, codec):
+    hook = "model[1].weight.register_hook(lambda g: g * float('nan'))"
+    job = run_script(tmp_path, before_backward=hook, algorithm="allreduce", codec=codec)
+    assert_names_rank_step_and_parameter(job, who=0)
 
 
 def test_different_models(tmp_path):

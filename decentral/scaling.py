@@ -1,0 +1,20 @@
+"""What torch's GradScaler leaves to an optimizer that it calls in every step."""
+
+from __future__ import annotations
+
+import torch
+
+
+def unscale(wrapper: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> bool:
+    """Divide the gradients by the scale that GradScaler has set on `wrapper`, unless it did itself.
+
+    Returns whether a gradient of this rank overflowed; False without a GradScaler.
+    """
+    found_inf, scale = getattr(wrapper, "found_inf", None), getattr(wrapper, "grad_scale", None)
+    if found_inf is None:
+        return False
+    if scale is not None:  # the script has not called unscale_()
+        for g in (p.grad for group in optimizer.param_groups for p in group["params"]):
+            if g is not None:
+                g.div_(scale.to(g.device))
+    return bool(found_inf.item())

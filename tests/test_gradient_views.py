@@ -1,0 +1,245 @@
+"""After backward() gradients are views of one flat vector, whatever clears them; checkpointing."""
+
+import optimizer_cases as cases
+import pytest
+import torch
+from optimizer_cases import close, distributed, equal, loss_on, mlp, on_ranks, shard
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+SIZE = 2
+
+
+def storages(tensors):
+    return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+@pytest.mark.parametrize("cap", (25.0, cases.TINY_MB))
+@pytest.mark.parametrize("compressed", ("none", "nuqsgd", "intsgd"))
+def test_gradients_lie_end_to_end_in_the_order_of_backward(compressed, cap):
+    def rank(comm):
+        model = mlp()
+        how = cases.algorithm("allreduce", compressed)
+        opt = distributed(model, comm, how, bucket_cap_mb=cap)
+        places = []
+        for step in range(3):
+            opt.zero_grad()
+            loss_on(model, shard(comm.rank, SIZE, step)).backward()
+            gradients = [p.grad for p in reversed(list(model.parameters()))]
+            assert len(storages(gradients)) == 1
+            places.append([g.data_ptr() for g in gradients])
+            opt.step()
+        assert places == [places[0]] * 3  # in every step the same
+        starts = [0]
+        for p in reversed(list(model.parameters())):
+            starts.append(starts[-1] + 4 * p.numel())
+        assert [place - places[0][0] for place in places[0]] == starts[:-1]
+
+    on_ranks(SIZE, rank)
+
+
+def test_with_gossip_the_parameters_do():
+    def rank(comm):
+        model = mlp()
+        cases.train(distributed(model, comm, cases.algorithm("ecd-psgd")), model, steps=2)
+        assert len(storages(p.data for p in model.parameters())) == 1
+        assert len(storages(p.grad for p in model.parameters())) > 1
+        assert all(p.is_leaf for p in model.parameters())
+
+    on_ranks(SIZE, rank)
+
+
+def test_gradients_of_other_dtypes_are_their_own():
+    def rank(comm):
+        model = mlp().double()
+        opt = distributed(model, comm)
+        x, y = shard(comm.rank, SIZE)
+        loss_on(model, (x.double(), y.double())).backward()
+        assert {p.grad.dtype for p in model.parameters()} == {torch.float64}
+        assert len(storages(p.grad for p in model.parameters())) == 4
+        opt.step()
+
+    on_ranks(SIZE, rank)
+
+
+CLEARINGS = {
+    "opt, to None": lambda opt, model: opt.zero_grad(),
+    "opt, to zeros": lambda opt, model: opt.zero_grad(set_to_none=False),
+    "model, to zeros": lambda opt, model: model.zero_grad(set_to_none=False),
+    "inner, to None": lambda opt, model: opt.optimizer.zero_grad(),
+    "by hand": lambda opt, model: [
+        p.grad.zero_() for p in model.parameters() if p.grad is not None
+    ],
+}
+
+
+@pytest.mark.parametrize("clearing", CLEARINGS)
+@pytest.mark.parametrize("compressed", ("none", "ef-signsgd"))
+def test_whoever_clears_the_gradients_the_training_is_the_same(compressed, clearing):
+    def run(clear):
+        def rank(comm):
+            model = mlp()
+            how = cases.algorithm("allreduce", compressed)
+            opt = distributed(model, comm, how, bucket_cap_mb=cases.TINY_MB)
+            for step in range(4):
+                clear(opt, model)
+                loss_on(model, shard(comm.rank, SIZE, step)).backward()
+                opt.step()
+            return cases.parameters(model)
+
+        return on_ranks(SIZE, rank)
+
+    equal(run(CLEARINGS[clearing]), run(lambda opt, model: model.zero_grad()))
+
+
+class Images(nn.Module):
+    """Convolutions, one of them of single pixels, and a bias that is no image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(72, 3)
+        )
+        cases.refill(self, 0)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def images(rank):
+    rng = torch.Generator().manual_seed(rank)
+    return torch.randn(4, 3, 5, 5, generator=rng), torch.randn(4, 3, generator=rng)
+
+
+def trained_on_images(name, compressed, memory_format):
+    def rank(comm):
+        model = Images().to(memory_format=memory_format)
+        strides = [p.stride() for p in model.parameters()]
+        how = cases.algorithm(name, compressed)
+        sgd = torch.optim.SGD(model.parameters(), 0.01)
+        opt = distributed(model, comm, how, sgd, bucket_cap_mb=cases.TINY_MB)
+        x, y = images(comm.rank)
+        for _ in range(3):
+            opt.zero_grad()
+            loss_on(model, (x.contiguous(memory_format=memory_format), y)).backward()
+            opt.step()
+        assert [p.stride() for p in model.parameters()] == strides
+        if cases.averages_gradients(name):
+            assert [p.grad.stride() for p in model.parameters()] == strides
+        return cases.parameters(model)
+
+    return on_ranks(SIZE, rank)
+
+
+@pytest.mark.parametrize(
+    "name, compressed", [("allreduce", "none"), ("d-psgd", "none"), ("ecd-psgd", "none")]
+)
+def test_channels_last_gives_the_same(name, compressed):
+    first, last = (
+        trained_on_images(name, compressed, f)
+        for f in (torch.contiguous_format, torch.channels_last)
+    )
+    for rank_first, rank_last in zip(first, last, strict=True):
+        close(rank_last, rank_first, tolerance=1e-5)
+    assert (first[0][0] - Images().layers[0].weight).abs().max() > 1e-3
+
+
+def test_ranks_must_have_one_layout():
+    def rank(comm):
+        model = Images()
+        distributed(model.to(memory_format=torch.channels_last) if comm.rank else model, comm)
+
+    said = cases.messages(SIZE, rank)
+    expected = "the memory layout of 'layers.0.weight': rank 1 got (27, 1, 9, 3), rank 0 has (27, 9"
+    assert [kind for kind, _ in said] == [cases.decentral.MismatchError] * SIZE
+    assert all(expected in text for _, text in said)
+
+
+class Twice(nn.Module):
+    """A layer that is used twice, each time in a checkpoint of its own, between two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        cases.refill(self, 0)
+
+    def part(self, x):
+        return torch.tanh(self.shared(x))
+
+    def forward(self, x, times=2, reentrant=None):
+        x = self.first(x)
+        for _ in range(times):
+            if reentrant is None:
+                x = self.part(x)
+            else:
+                x = checkpoint(self.part, x, use_reentrant=reentrant)
+        return self.last(x)
+
+
+def gradients_of_twice(times=2, reentrant=None, no_sync=False, cap=cases.TINY_MB):
+    def rank(comm):
+        model = Twice()
+        opt = distributed(model, comm, bucket_cap_mb=cap)
+        x, y = shard(comm.rank, SIZE)
+
+        def backward():
+            nn.functional.mse_loss(model(x, times, reentrant), y).backward()
+
+        if no_sync:
+            with opt.no_sync():
+                backward()
+            opt.step()
+        else:
+            backward()
+        return cases.gradients(model)
+
+    return on_ranks(SIZE, rank)
+
+
+def test_a_gradient_that_changes_after_it_was_sent_is_an_error():
+    expected = (
+        r"the gradient of a parameter in the bucket of 'shared\.\w+' changed in backward\(\) after "
+        r"it was sent; .*use_reentrant=False, or call backward\(\) inside no_sync\(\)"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        gradients_of_twice(reentrant=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reentrant": False},
+        {"reentrant": False, "cap": 25.0},
+        {"reentrant": True, "no_sync": True},
+        {"reentrant": True, "times": 1},
+        {"reentrant": True, "cap": 25.0},  # one bucket, which goes when the first layer's is there
+    ],
+    ids=str,
+)
+def test_checkpoints_do_not_change_the_mean(options):
+    times = options.get("times", 2)
+    model = Twice()
+    sum(
+        nn.functional.mse_loss(model(x, times), y) / SIZE
+        for x, y in (shard(r, SIZE) for r in range(SIZE))
+    ).backward()
+    for gradients in gradients_of_twice(**options):
+        close(gradients, cases.gradients(model))
+
+
+def test_what_the_message_says_helps_after_the_error():
+    """The error leaves nothing behind that the next backward() could stumble on."""
+
+    def rank(comm):
+        model = Twice()
+        opt = distributed(model, comm, bucket_cap_mb=cases.TINY_MB)
+        x, y = shard(comm.rank, SIZE)
+        with pytest.raises(RuntimeError, match="changed in backward"):
+            nn.functional.mse_loss(model(x, reentrant=True), y).backward()
+        opt.zero_grad()
+        nn.functional.mse_loss(model(x, reentrant=False), y).backward()
+        return cases.gradients(model)
+
+    expected = gradients_of_twice()
+    for actual, wanted in zip(on_ranks(SIZE, rank), expected, strict=True):
+        equal(actual, wanted)
