@@ -218,6 +218,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
             local = None if overflow else self._local_step(closure)
             result = self._mixer.step(self._steps + 1, local)
         else:
+            if overflow is not None and self._reducer is not None and not self._reducer.averaged:
+                raise RuntimeError(
+                    "GradScaler looks for overflows before step(), expected gradients that are "
+                    "averaged by then; call the last backward() of a step outside no_sync()"
+                )
             if overflow:
                 return None
             result = self._averaged_step(self._reducer, closure)
@@ -302,6 +307,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "consensus_distance": self._consensus_distance,
             "communication_s": communication,
             "waited_s": waited,
-            "hidden": 1 - waited / communication if communication > 0 else 0.0,
+            "hidden": max(0.0, 1 - waited / communication) if communication > 0 else 0.0,
             **self._algorithm.stats(),
         }

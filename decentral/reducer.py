@@ -8,9 +8,11 @@ all ranks have in common; at the end of backward() the rest follows, and all mea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .algorithms import GradientAlgorithm
 from .averaging import unused_by_all
@@ -18,6 +20,8 @@ from .buckets import Buckets, Flat, copy_into, same_memory
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task
+
+_hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
 
 
 class Reducer:
@@ -45,7 +49,9 @@ class Reducer:
         self._queued = False
         self._reset()
         for i, p in enumerate(buckets.parameters):
-            p.register_post_accumulate_grad_hook(self._hook(i))
+            if (before := _hooks.get(p)) is not None:
+                before.remove()  # an earlier optimizer's, around the same model
+            _hooks[p] = p.register_post_accumulate_grad_hook(self._hook(i))
 
     def _reset(self) -> None:
         self._step = 0  # not begun
@@ -57,6 +63,13 @@ class Reducer:
         """Gradients were cleared, or a step was done with them."""
         self.averaged = self._queued = False
         self.not_finite = None
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Forget what a backward() has begun that an exception ended; all ranks meet it alike."""
+        if any(self._seen):
+            self._engine.drain()
+            self._reset()
 
     # ---- during backward ----------------------------------------------------------------------
 
@@ -73,9 +86,7 @@ class Reducer:
             return
         if not self._queued:
             self._queued = True
-            if self._step:  # a backward() that an exception ended
-                self._engine.drain()
-                self._reset()
+            self._abandon()
             # The way DDP and FSDP learn of the end of backward(); torch has no public one.
             torch.autograd.Variable._execution_engine.queue_callback(self.average)
         if self._seen[index]:

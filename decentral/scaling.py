@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 
-def unscale(wrapper: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> bool:
+def unscale(wrapper: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> bool | None:
     """Divide the gradients by the scale that GradScaler has set on `wrapper`, unless it did itself.
 
-    Returns whether a gradient of this rank overflowed; False without a GradScaler.
+    Returns whether a gradient of this rank overflowed; None without a GradScaler.
     """
     found_inf, scale = getattr(wrapper, "found_inf", None), getattr(wrapper, "grad_scale", None)
     if found_inf is None:
-        return False
+        return None
     if scale is not None:  # the script has not called unscale_()
         for g in (p.grad for group in optimizer.param_groups for p in group["params"]):
             if g is not None:

@@ -237,16 +237,17 @@ def test_an_overflow_while_accumulating(compressed):
         assert scale == SCALE / 2
 
 
-def test_an_overflow_where_every_backward_is_inside_no_sync_hangs_nobody():
-    """GradScaler looks at gradients before step() averages them, so that ranks judge apart."""
+@pytest.mark.parametrize("unscale", (False, True))
+def test_every_backward_inside_no_sync_is_refused(unscale):
+    """GradScaler looks before step() averages: ranks would skip, and scale, each on its own."""
 
     def rank(comm):
         model, opt = make(comm, "allreduce", "none")
         scaler = new_scaler()
         with opt.no_sync():
-            backward(model, comm, 0, scaler, comm.rank == ODD)
-        with pytest.raises(RuntimeError, match="no_sync"):
-            scaler.step(opt)
+            backward(model, comm, 0, scaler)
+        with pytest.raises(RuntimeError, match=r"last backward\(\) of a step outside no_sync\(\)"):
+            finish(model, opt, scaler, unscale)
         return True
 
     assert run_local(SIZE, rank) == [True] * SIZE

@@ -1,5 +1,8 @@
 """After backward() gradients are views of one flat vector, whatever clears them; checkpointing."""
 
+import copy
+import io
+
 import optimizer_cases as cases
 import pytest
 import torch
@@ -60,6 +63,28 @@ def test_gradients_of_other_dtypes_are_their_own():
         opt.step()
 
     on_ranks(SIZE, rank)
+
+
+@pytest.mark.parametrize("name", ("allreduce", "d-psgd"))
+def test_a_wrapped_model_may_be_copied_and_saved_whole(name):
+    """As for a moving average of the weights, or with torch.save(model)."""
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm, cases.algorithm(name))
+        cases.train(opt, model, steps=2)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        copies = [copy.deepcopy(model), torch.load(file, weights_only=False)]
+        expected = cases.parameters(model)
+        cases.train(opt, model, steps=1, first=2)
+        for other in copies:
+            equal(cases.parameters(other), expected)
+            loss_on(other, shard(comm.rank, SIZE)).backward()  # sends nothing
+        return True
+
+    assert on_ranks(SIZE, rank) == [True] * SIZE
 
 
 CLEARINGS = {

@@ -52,9 +52,13 @@ def encode_or_refuse(
         compressor.encode(x, key, out=out)
     except NotFiniteError as error:
         compressor.refuse(len(x), key, out)
-        where = f"{error} of the shard that begins at {start}" if start else str(error)
-        return NotFiniteError(where, start + error.index)
+        return _of_shard(error, start)
     return None
+
+
+def _of_shard(error: NotFiniteError, start: int) -> NotFiniteError:
+    where = f"{error} of the shard that begins at {start}" if start else str(error)
+    return NotFiniteError(where, start + error.index)
 
 
 def refused_by(who: Any) -> NotFiniteError:
@@ -188,11 +192,16 @@ class ShardedMean(Mean):
             c.accumulate(payload, mine)
         mine.div_(n)
         if self._inner is not None:
-            failure = (yield from self._inner.average(bucket, mine, step)) or failure
+            error = yield from self._inner.average(bucket, mine, step)
+            if error is not None:
+                own_mistake = error.index >= 0 and not refusals
+                own = _of_shard(error, edges[me]) if own_mistake else refused_by("some rank")
+                failure = failure or own
+                refusals = refusals or [me]  # what comes next is its consequence
         key = self._key(step, n + 1, bucket)
-        own = encode_or_refuse(c, mine, key, means[me], edges[me])
-        if own is not None and not refusals:
-            failure = failure or own
+        wrong = encode_or_refuse(c, mine, key, means[me], edges[me])
+        if wrong is not None and not refusals:
+            failure = failure or wrong
         others = {j: means[j] for j in inbox}
         # The tag serves again: messages of one rank to another do not overtake each other.
         yield comm.exchange(means[me], others, tag)

@@ -81,10 +81,11 @@ class IntSGD(IntegerCompressor):
 
     def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
         """See IntegerCompressor.begin_step."""
+        self._rates = [list(row) for row in rates]
         if step == self._step:  # gradients are averaged again in the same step
             return
         super().begin_step(step, rates)
-        self._step, self._rates = step, [list(row) for row in rates]
+        self._step = step
         self._exact = not self._moved  # the first step
         if not self.r:
             self.r = list(self._moved)
@@ -121,15 +122,19 @@ class IntSGD(IntegerCompressor):
         self._moved[bucket] = row
 
     def state_dict(self) -> dict[str, Any]:
-        """Return r and the last movement, float64 per tensor, by bucket, and the count of clips."""
+        """Return r and the last movement, float64 per tensor, by bucket, and the count of clips.
+
+        And the step that was begun: it begins again where it was skipped.
+        """
         tables = {"r": self.r, "moved": self._moved}
         state: dict[str, Any] = {
             name: [torch.tensor(row, dtype=torch.float64) for row in table]
             for name, table in tables.items()
         }
-        return super().state_dict() | state
+        return super().state_dict() | state | {"step": self._step, "exact": self._exact}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what state_dict() returned."""
         super().load_state_dict(state)
+        self._step, self._exact = state["step"], state["exact"]
         self.r, self._moved = ([as_tensor(t).tolist() for t in state[k]] for k in ("r", "moved"))
