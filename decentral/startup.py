@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, buckets: Buckets) -> list[l
 
 
 def fingerprint(
-    options: dict[str, Any], model: nn.Module, trained: Iterable[tuple[str, nn.Parameter]]
+    options: dict[str, Any], model: nn.Module, trained: Sequence[tuple[str, nn.Parameter]]
 ) -> Iterator[tuple[str, Any]]:
     """Yield what all ranks must have equal, as (what, value) pairs, the most telling ones first."""
     yield "the version of decentral", (__version__, FORMAT_VERSION)
@@ -71,10 +71,10 @@ def fingerprint(
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     for name, t in tensors:
         yield f"parameter or buffer {name!r}", (name, tuple(t.shape), t.dtype)
-    for name, p in trained:  # buckets hold them in the order of memory
-        yield f"the memory layout of {name!r}", p.stride()
     for name, _ in trained:
         yield f"what the optimizer trains ({name!r})", name
+    for name, p in trained:  # buckets hold them in the order of memory
+        yield f"the memory layout of {name!r}", p.stride()
 
 
 def check_agreement(comm: Communicator, items: Iterable[tuple[str, Any]]) -> None:
