@@ -19,12 +19,11 @@ from decentral.communicators.ring import RingSum
 def library(comm, vector):
     from mpi4py import MPI
 
-    request = comm._comm.Iallreduce(MPI.IN_PLACE, vector, MPI.SUM)
-    comm._wait_for(request.Test)
+    comm._complete(comm._comm.Iallreduce(MPI.IN_PLACE, vector, MPI.SUM))
 
 
 def ring(comm, vector):
-    RingSum(comm._comm, vector, comm._wait_for).wait()
+    RingSum(comm._comm, vector, comm._requests).wait()
 
 
 def ours(comm, vector):

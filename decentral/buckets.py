@@ -1,8 +1,9 @@
 """Parameters <-> flat buckets: a bucket is a float32 vector of coordinates that travel together.
 
-All parameters lie end to end in one vector, in reverse order, the one in which backward finishes
-them; a bucket is a slice of it. Several small parameters share a bucket, and one that is larger
-than a bucket is cut into several, so that they are encoded, sent and decoded at the same time.
+All parameters lie end to end in one vector, about in the order in which backward finishes them,
+the reverse of the model's; a bucket is a slice of it. Small parameters share a bucket. A large one
+fills buckets alone, so that its gradient need not be copied (gradients.py), and several if it is
+larger than one, so that they are encoded, sent and decoded at the same time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ Flat = list[Tensor]  # float32, one per device: all parameters end to end
 
 
 class Bucket:
-    """A slice of the flat vector: which parameters, or parts of one, lie in it."""
+    """A slice of the flat vector: which parameters, or which part of one, lie in it.
+
+    `alone` says that it is one parameter; `first` is then the first bucket that this one fills, and
+    else this bucket.
+    """
 
     def __init__(self, device: int, start: int, parts: Sequence[tuple[int, str, int]]) -> None:
         """`parts` are (number of the parameter, name, coordinates); `device` an index of Flat."""
@@ -30,6 +35,7 @@ class Bucket:
         self.numels = [numel for _, _, numel in parts]
         self.numel = sum(self.numels)
         self.device, self.start = device, start
+        self.alone, self.first = len(parts) == 1, 0
 
     def of(self, flat: Flat) -> Tensor:
         """Return this bucket's slice, float32[numel]."""
@@ -58,12 +64,9 @@ class Buckets:
         pairs = list(reversed(list(named)))
         self.parameters = [p for _, p in pairs]
         runs = [list(run) for _, run in groupby(enumerate(pairs), lambda pair: pair[1][1].device)]
-        self._places: list[tuple[int, int]] = []  # (device, start) of each parameter
         self._devices = [(run[0][1][1].device, sum(p.numel() for _, (_, p) in run)) for run in runs]
         self._all: list[Bucket] = []
         for d, run in enumerate(runs):
-            starts = accumulate((p.numel() for _, (_, p) in run[:-1]), initial=0)
-            self._places += [(d, start) for start in starts]
             start = 0
             for parts in _cut([(i, n, p.numel()) for i, (n, p) in run], cap_mb * 2**20 / 4):
                 self._all.append(Bucket(d, start, parts))
@@ -74,9 +77,15 @@ class Buckets:
                 f"{MAX_BUCKETS} are possible; make it larger"
             )
         self.holding: list[list[int]] = [[] for _ in self.parameters]  # buckets, by parameter
+        self._places = [(0, 0)] * len(pairs)  # (device, start) of each parameter
         for b, bucket in enumerate(self._all):
-            for i in bucket.indices:
+            start = bucket.start
+            for i, numel in zip(bucket.indices, bucket.numels, strict=True):
+                if not self.holding[i]:
+                    self._places[i] = bucket.device, start
                 self.holding[i].append(b)
+                start += numel
+            bucket.first = self.holding[bucket.indices[0]][0] if bucket.alone else b
 
     def __len__(self) -> int:
         return len(self._all)
@@ -87,6 +96,10 @@ class Buckets:
     def __getitem__(self, b: int) -> Bucket:
         return self._all[b]
 
+    def start_of(self, i: int) -> int:
+        """Return where parameter i begins in the flat vector of its device."""
+        return self._places[i][1]
+
     def empty(self) -> Flat:
         """Return uninitialized flat vectors where the parameters live."""
         return [torch.empty(n, dtype=torch.float32, device=device) for device, n in self._devices]
@@ -94,7 +107,7 @@ class Buckets:
     def views(self, flat: Flat) -> list[Tensor]:
         """Return views of a flat vector in the parameters' shapes and strides."""
         return [
-            _in_memory_order(flat[d][start : start + p.numel()], p)
+            in_memory_order(flat[d][start : start + p.numel()], p)
             for (d, start), p in zip(self._places, self.parameters, strict=True)
         ]
 
@@ -146,7 +159,7 @@ def same_memory(view: Tensor, tensor: Tensor) -> bool:
     return same and view.data_ptr() == tensor.data_ptr()
 
 
-def _in_memory_order(part: Tensor, p: Tensor) -> Tensor:
+def in_memory_order(part: Tensor, p: Tensor) -> Tensor:
     """Return a view of a flat part with the shape of p, and its strides if p is dense."""
     expected = 1
     for stride, length in sorted(zip(p.stride(), p.shape, strict=True)):
@@ -157,18 +170,22 @@ def _in_memory_order(part: Tensor, p: Tensor) -> Tensor:
 
 
 def _cut(parts: Sequence[tuple[int, str, int]], cap: float) -> Iterator[list[tuple[int, str, int]]]:
-    """Group (index, name, coordinates) up to a cap; cut what is larger into equal pieces."""
+    """Group small (index, name, coordinates) up to a cap; cut large ones into equal pieces.
+
+    A group stays open while large ones pass by.
+    """
     group: list[tuple[int, str, int]] = []
     filled = 0
     for index, name, numel in parts:
+        if numel > cap / 2:
+            pieces = max(1, ceil(numel / max(_ALIGN, cap)))
+            edges = [min(numel, -(-numel * k // (pieces * _ALIGN)) * _ALIGN) for k in range(pieces)]
+            yield from ([(index, name, b - a)] for a, b in pairwise([*edges, numel]) if b > a)
+            continue
         if group and filled + numel > cap:
             yield group
             group, filled = [], 0
-        pieces = max(1, ceil(numel / max(_ALIGN, cap)))
-        edges = [min(numel, -(-numel * k // (pieces * _ALIGN)) * _ALIGN) for k in range(pieces)]
-        *whole, last = (b - a for a, b in pairwise([*edges, numel]))
-        yield from ([(index, name, n)] for n in whole if n)
-        group.append((index, name, last))
-        filled += last
+        group.append((index, name, numel))
+        filled += numel
     if group:
         yield group

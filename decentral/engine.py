@@ -36,24 +36,20 @@ class Task:
     def __init__(self, steps: Steps, what: str) -> None:
         self.what, self.begun, self.done = what, False, False
         self.result: Any = None
+        self.pending: Pending | None = None  # what it waits for
         self._steps = steps
-        self._waits_for: Pending | None = None
 
     def advance(self) -> bool:
-        """Go on as far as possible; return whether anything moved."""
+        """Go on as far as possible; return whether that was any further."""
         moved = False
         try:
-            while True:
-                pending = self._waits_for
-                if pending is not None:
-                    moves = pending.moves
-                    if not pending.test():
-                        return moved or pending.moves != moves
-                self._waits_for = next(self._steps)
+            while self.pending is None or self.pending.complete:
+                self.pending = next(self._steps)
                 self.begun = moved = True
         except StopIteration as stop:
-            self.result, self.begun, self.done = stop.value, True, True
-        return True
+            self.pending, self.result = None, stop.value
+            self.begun = self.done = moved = True
+        return moved
 
 
 class Engine:
@@ -71,7 +67,8 @@ class Engine:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._waiting = self._ended = False
+        self._reached: list[Callable[[], bool]] = []  # what those who wait, wait for
+        self._ended = False
         self._since = 0.0
         self.communication_s = self.waited_s = 0.0
         atexit.register(_end, weakref.ref(self))
@@ -107,12 +104,12 @@ class Engine:
     def _wait_until(self, reached: Callable[[], bool]) -> None:
         if not (reached() and self._failure is None):
             start = time.perf_counter()
-            self._waiting = True
+            self._reached.append(reached)
             self._wake.set()
             try:
                 self._drive(reached) if not self._comm.threaded else self._watch(reached)
             finally:
-                self._waiting = False
+                self._reached.remove(reached)
                 self.waited_s += time.perf_counter() - start
         if self._failure is not None:
             raise self._failure
@@ -153,7 +150,7 @@ class Engine:
                 backoff.reset()
                 continue
             if self._tasks:
-                backoff.pause(self._wake.wait, spin=self._waiting)
+                backoff.pause(bool(self._reached), self._wake.wait)
                 continue
             self._wake.wait(_IDLE_S)
             with self._changed:
@@ -164,8 +161,12 @@ class Engine:
     def _pass(self) -> bool:
         """Let every task go on, in order; return whether anything moved."""
         moved = False
+        polled = set()
         for task in list(self._tasks):
             try:
+                if task.pending is not None and task.pending.poll not in polled:
+                    polled.add(task.pending.poll)  # of one communicator, once for all its tasks
+                    moved |= task.pending.poll()
                 if not task.advance():
                     continue
             except BaseException as error:
@@ -188,7 +189,8 @@ class Engine:
                 self._tasks.remove(task)
                 if not self._tasks:
                     self.communication_s += time.perf_counter() - self._since
-            self._changed.notify_all()
+            if any(reached() for reached in self._reached):  # who wakes up for less takes the GIL
+                self._changed.notify_all()
 
 
 def _end(engine: weakref.ref[Engine]) -> None:

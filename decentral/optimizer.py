@@ -106,7 +106,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._mixer: Mixer | None = None
         if comm.size > 1 and isinstance(algorithm, GradientAlgorithm):
             self._reducer = Reducer(
-                algorithm, self._buckets, x, comm, self._engine, self._begin_averaging
+                algorithm, self._buckets, comm, self._engine, self._begin_averaging
             )
         elif comm.size > 1 and isinstance(algorithm, GossipAlgorithm):
             self._mixer = Mixer(algorithm, self._buckets, x, comm, self._engine)

@@ -105,6 +105,7 @@ class Payload:
 
     def __init__(self, buffer: Any) -> None:
         self._memory = buffer
+        self._views: dict[Any, Any] = {}
         self.wire = Wire(buffer)
         self.capacity = self.nbytes = int(buffer.nbytes)
 
@@ -148,11 +149,15 @@ class Payload:
 
     def section(self, start: int, nbytes: int, dtype: Any) -> Any:
         """Return bytes start..start+nbytes of the body as a view of a NumPy dtype."""
-        first = HEADER_NBYTES + start
-        part = self.wire.array[first : min(first + nbytes, self.nbytes)]
-        if isinstance(part, torch.Tensor):
-            return part.view(getattr(torch, np.dtype(dtype).name))
-        return part.view(dtype)
+        last = min(HEADER_NBYTES + start + nbytes, self.nbytes)
+        view = self._views.get((start, last, dtype))
+        if view is None:
+            part = self.wire.array[HEADER_NBYTES + start : last]
+            on_host = isinstance(part, np.ndarray)
+            view = part.view(dtype if on_host else getattr(torch, np.dtype(dtype).name))
+            if self.nbytes == self.capacity:  # messages of a fixed length have the same ones again
+                self._views[start, last, dtype] = view
+        return view
 
     def write_header(self, configuration: int, step: int, bucket: int, numel: int) -> None:
         """Fill in the header."""
@@ -172,8 +177,9 @@ class Payload:
         """
         if self.nbytes < HEADER_NBYTES:
             raise ValueError(f"payload: expected at least {HEADER_NBYTES} bytes, got {self.nbytes}")
-        array = self.wire.array[:HEADER_NBYTES]
-        raw: Any = array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+        raw: Any = self.wire.array
+        if isinstance(raw, torch.Tensor):
+            raw = raw[:HEADER_NBYTES].cpu().numpy()
         magic, version, *rest = _HEADER.unpack_from(raw)
         if magic != _MAGIC or version != FORMAT_VERSION:
             raise ValueError(

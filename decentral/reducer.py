@@ -1,8 +1,8 @@
 """Gradients on their way to the mean: bucket after bucket, while backward() goes on.
 
-As PyTorch's DDP: a hook on every parameter copies its gradient into its bucket, of which p.grad
-becomes a view; a bucket that is full is handed to the engine, in the order of the buckets, which
-all ranks have in common; at the end of backward() the rest follows, and all means are waited for.
+As PyTorch's DDP: a hook on every parameter brings its gradient into its buckets; one that is full
+is handed to the engine, in the order of the buckets, which all ranks have in common; at the end of
+backward() the rest follows, and all means are waited for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .algorithms import GradientAlgorithm
 from .averaging import unused_by_all
-from .buckets import Buckets, Flat, copy_into, same_memory
+from .buckets import Buckets, copy_into
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task
+from .gradients import Gradients
 
 _hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
 
@@ -27,23 +28,20 @@ _hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
 class Reducer:
     """Averages the gradients of one optimizer's parameters once per backward().
 
-    Gradients live in `flat`. `begin()` is called before the first bucket of each, and returns the
-    number of the step.
+    `begin()` is called before the first bucket of each, and returns the number of the step.
     """
 
     def __init__(
         self,
         algorithm: GradientAlgorithm,
         buckets: Buckets,
-        flat: Flat,
         comm: Communicator,
         engine: Engine,
         begin: Callable[[], int],
     ) -> None:
         self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
         self._engine, self._begin = engine, begin
-        self._flat = flat
-        self._views = buckets.views(self._flat)
+        self._gradients = Gradients(buckets)
         self.sync, self.averaged = True, False
         self.not_finite: NotFiniteError | None = None
         self._queued = False
@@ -56,7 +54,8 @@ class Reducer:
     def _reset(self) -> None:
         self._step = 0  # not begun
         self._missing = [len(b.indices) for b in self._buckets]
-        self._seen = [False] * len(self._views)
+        self._seen = [False] * len(self._buckets.parameters)
+        self._gradients.forget()
         self._tasks: list[Task] = []
 
     def forget(self) -> None:
@@ -75,12 +74,12 @@ class Reducer:
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def ready(p: Tensor) -> None:
-            self._ready(index, p)
+            self._ready(index)
 
         return ready
 
     @torch.no_grad()
-    def _ready(self, index: int, p: Tensor) -> None:
+    def _ready(self, index: int) -> None:
         self.averaged = False
         if not self.sync:
             return
@@ -91,7 +90,7 @@ class Reducer:
             torch.autograd.Variable._execution_engine.queue_callback(self.average)
         if self._seen[index]:
             self._again(index)
-        self._collect(index, p)
+        self._collect(index)
         self._launch()
 
     def _again(self, index: int) -> None:
@@ -107,13 +106,9 @@ class Reducer:
         for b in self._buckets.holding[index]:
             self._missing[b] += 1
 
-    def _collect(self, index: int, p: Tensor) -> None:
-        """Bring a gradient into its bucket, and let p.grad be a view of it."""
-        view, g = self._views[index], p.grad
-        copy_into(view, g)
-        if g is not None and g.dtype == view.dtype and g.device == view.device:
-            if not same_memory(view, g):
-                p.grad = view
+    def _collect(self, index: int) -> None:
+        """Bring a gradient into its buckets."""
+        self._gradients.collect(index)
         self._seen[index] = True
         for b in self._buckets.holding[index]:
             self._missing[b] -= 1
@@ -124,7 +119,7 @@ class Reducer:
             if not self._step:
                 self._step = self._begin()
             b = len(self._tasks)
-            steps = self._algorithm.average(b, self._buckets[b].of(self._flat), self._step)
+            steps = self._algorithm.average(b, self._gradients.vector(b), self._step)
             self._tasks.append(self._engine.submit(steps, f"step {self._step}, bucket {b}"))
 
     # ---- at its end ---------------------------------------------------------------------------
@@ -138,9 +133,9 @@ class Reducer:
         self._queued = False
         if self.averaged:
             return
-        for i, p in enumerate(self._buckets.parameters):
-            if not self._seen[i]:
-                self._collect(i, p)
+        for i, seen in enumerate(self._seen):
+            if not seen:
+                self._collect(i)
         self._launch()
         self._engine.wait(*self._tasks)
         self._hand_out()
@@ -150,7 +145,7 @@ class Reducer:
 
     def _hand_out(self) -> None:
         """Set grad where it is no view; momentum must not move what no rank has used."""
-        pairs = list(zip(self._buckets.parameters, self._views, strict=True))
+        pairs = [(p, self._gradients.mean(i)) for i, p in enumerate(self._buckets.parameters)]
         unused = unused_by_all(self._comm, pairs)
         for i, (p, view) in enumerate(pairs):
             if p.grad is not None:

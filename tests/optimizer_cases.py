@@ -7,7 +7,7 @@ import decentral
 from decentral.communicators import run_local
 
 FEATURES, CLASSES, SHARD = 6, 3, 4
-TINY_MB = 10 * 4 / 2**20  # the four parameters of mlp() make four buckets, 30, 5, 15 and 3 large
+TINY_MB = 5 * 4 / 2**20  # the four parameters of mlp(), 30, 5, 15 and 3 large, have one bucket each
 BUCKETS = ["2.bias", "2.weight", "0.bias", "0.weight"]  # of TINY_MB, in their order
 
 

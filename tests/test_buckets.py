@@ -66,6 +66,7 @@ def test_reverse_order_in_one_bucket():
         (10, [["p3", "p2", "p1", "p0"]]),  # 4 + 3 + 2 + 1 just fit
         (9, [["p3", "p2", "p1"], ["p0"]]),
         (6, [["p3"], ["p2", "p1", "p0"]]),
+        (5, [["p3"], ["p2"], ["p1", "p0"]]),
         (1, [["p3"], ["p2"], ["p1"], ["p0"]]),
     ],
 )
@@ -79,8 +80,11 @@ def test_cap_counts_what_travels_and_not_the_dtype():
     assert names(Buckets(parameters, cap(7))) == [["b"], ["a"]]
 
 
-def test_larger_than_the_cap_but_no_unit_travels_alone():
-    assert names(Buckets(named(1, 1, 100, 1, 1), cap(5))) == [["p4", "p3"], ["p2"], ["p1", "p0"]]
+def test_large_ones_travel_alone_and_small_ones_together_though_one_is_between():
+    buckets = Buckets(named(1, 1, 100, 1, 3, 1), cap(5))
+    assert names(buckets) == [["p4"], ["p2"], ["p5", "p3", "p1", "p0"]]
+    assert [b.alone for b in buckets] == [True, True, False]
+    assert [b.first for b in buckets] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -103,11 +107,12 @@ def test_larger_than_the_cap_is_cut_at_units(numel, limit, expected):
     assert buckets.holding == [list(range(len(expected)))]
 
 
-def test_what_is_left_of_a_cut_parameter_shares_a_bucket_with_the_next():
+def test_what_is_left_of_a_cut_parameter_shares_no_bucket_with_the_next():
     buckets = Buckets(named(10, 20, 3 * UNIT, 30), cap(2 * UNIT))
-    assert names(buckets) == [["p3"], ["p2"], ["p2", "p1", "p0"]]
-    assert [b.numels for b in buckets] == [[30], [2 * UNIT], [UNIT, 20, 10]]
-    assert buckets.holding == [[0], [1, 2], [2], [2]]  # by parameter, in the order of backward
+    assert names(buckets) == [["p2"], ["p2"], ["p3", "p1", "p0"]]
+    assert [b.numels for b in buckets] == [[2 * UNIT], [UNIT], [30, 20, 10]]
+    assert buckets.holding == [[2], [0, 1], [2], [2]]  # by parameter, in the order of backward
+    assert [b.first for b in buckets] == [0, 0, 2]
 
 
 @pytest.mark.parametrize("bad", (0, -1.0, float("nan")))
@@ -137,16 +142,19 @@ def test_every_coordinate_once_and_no_bucket_that_could_be_larger(sizes, limit):
     for i, size in enumerate(sizes[::-1]):
         assert sum(n for j, n in pieces if j == i) == size
         assert buckets.holding[i] == [k for k, b in enumerate(buckets) if i in b.indices]
-    assert [i for i, _ in pieces] == sorted(i for i, _ in pieces)
+    for large in (True, False):
+        kind = [i for i, _ in pieces if (sizes[::-1][i] > limit / 2) == large]
+        assert kind == sorted(kind)
     assert [b.start for b in buckets] == [0, *itertools.accumulate(b.numel for b in buckets)][:-1]
     largest = -(-max(limit, UNIT) // UNIT) * UNIT
     for b in buckets:
         assert b.numel == sum(b.numels)
-        assert b.numel <= limit or (b.numel <= largest and len(b.numels) == 1) or 0 in b.numels
-    for b, following in itertools.pairwise(buckets):
-        whole = following.indices[0] not in b.indices and len(b.indices) == 1
-        cut = len(buckets.holding[following.indices[0]]) > 1
-        assert whole or cut or b.numel + following.numels[0] > limit
+        assert b.numel <= limit or (b.numel <= largest and b.alone)
+        assert b.alone == (len(b.indices) == 1)
+        assert buckets[b.first].indices[0] == b.indices[0]
+    shared = [b for b in buckets if sizes[::-1][b.indices[0]] <= limit / 2]
+    for b, following in itertools.pairwise(shared):
+        assert b.numel + following.numels[0] > limit
 
 
 @settings(deadline=None)
@@ -167,7 +175,8 @@ def test_name_at_edges():
 
 def test_name_at_in_a_bucket_that_begins_inside_a_parameter():
     buckets = Buckets([("a", parameter(2)), ("b", parameter(UNIT + 3))], cap(UNIT))
-    assert [buckets[1].name_at(i) for i in range(5)] == ["b", "b", "b", "a", "a"]
+    assert [buckets[1].name_at(i) for i in range(3)] == ["b"] * 3
+    assert [buckets[2].name_at(i) for i in range(2)] == ["a"] * 2
 
 
 def test_gather_lays_parameters_end_to_end_as_float32():
@@ -182,7 +191,7 @@ def test_a_bucket_is_a_slice_of_the_flat_vector():
     slices = [b.of(everything) for b in buckets]
     assert torch.cat(slices).equal(flat) and flat.numel() == UNIT + 9
     assert [s.data_ptr() - flat.data_ptr() for s in slices] == [4 * b.start for b in buckets]
-    assert [len(s) for s in slices] == [4, UNIT, 5]
+    assert [len(s) for s in slices] == [UNIT, 2, 7]
 
 
 @pytest.mark.parametrize("bits", (8, 11, 24))  # significant bits of bfloat16, float16, float32

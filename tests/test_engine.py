@@ -17,8 +17,6 @@ MADE = []  # the messages of this test
 class Message:
     """What a task waits for; it is there as soon as arrive() is called."""
 
-    moves = 0
-
     def __init__(self):
         self._here = threading.Event()
         MADE.append(self)
@@ -26,17 +24,21 @@ class Message:
     def arrive(self):
         self._here.set()
 
-    def test(self):
+    @property
+    def complete(self):
         return self._here.is_set()
+
+    def poll(self):
+        return False
 
     def wait(self):
         assert self._here.wait(SOON)
 
 
 class Fails:
-    moves = 0
+    complete = False
 
-    def test(self):
+    def poll(self):
         raise ConnectionError("cable cut")
 
 

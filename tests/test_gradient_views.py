@@ -1,4 +1,4 @@
-"""After backward() gradients are views of one flat vector, whatever clears them; checkpointing."""
+"""Where gradients lie after backward(), whatever clears them; checkpointing."""
 
 import copy
 import io
@@ -17,13 +17,23 @@ def storages(tensors):
     return {t.untyped_storage().data_ptr() for t in tensors}
 
 
-@pytest.mark.parametrize("cap", (25.0, cases.TINY_MB))
+def placed_by_autograd(model):
+    """Return where autograd puts gradients: a dictionary that backward() fills in."""
+    places = {}
+
+    def hook(p):
+        places[p] = p.grad.data_ptr()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)  # before the optimizer's, so that it runs first
+    return places
+
+
 @pytest.mark.parametrize("compressed", ("none", "nuqsgd", "intsgd"))
-def test_gradients_lie_end_to_end_in_the_order_of_backward(compressed, cap):
+def test_in_a_common_bucket_gradients_lie_end_to_end(compressed):
     def rank(comm):
         model = mlp()
-        how = cases.algorithm("allreduce", compressed)
-        opt = distributed(model, comm, how, bucket_cap_mb=cap)
+        opt = distributed(model, comm, cases.algorithm("allreduce", compressed), bucket_cap_mb=25.0)
         places = []
         for step in range(3):
             opt.zero_grad()
@@ -39,6 +49,61 @@ def test_gradients_lie_end_to_end_in_the_order_of_backward(compressed, cap):
         assert [place - places[0][0] for place in places[0]] == starts[:-1]
 
     on_ranks(SIZE, rank)
+
+
+@pytest.mark.parametrize("to_none", (True, False))
+@pytest.mark.parametrize("compressed", ("none", "nuqsgd", "intsgd"))
+def test_alone_in_its_buckets_a_gradient_stays_where_it_is(compressed, to_none):
+    def rank(comm):
+        model = mlp()
+        places = placed_by_autograd(model)
+        how = cases.algorithm("allreduce", compressed)
+        opt = distributed(model, comm, how, bucket_cap_mb=cases.TINY_MB)
+        before = {}
+        for step in range(3):
+            opt.zero_grad(set_to_none=to_none)
+            loss_on(model, shard(comm.rank, SIZE, step)).backward()
+            assert places == {p: p.grad.data_ptr() for p in model.parameters()}
+            if step:  # what was there is let go only now
+                assert all((places[p] != before[p]) == to_none for p in places)
+            before = dict(places)
+            opt.step()
+
+    on_ranks(SIZE, rank)
+
+
+class Added(nn.Module):
+    """Autograd hands both parameters the same memory for their gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(2, 6)), nn.Parameter(torch.ones(3, 4))
+
+    def forward(self, x):
+        return (self.a.view(12) + self.b.view(12)) * x
+
+
+@pytest.mark.parametrize("compressed", ("none", "nuqsgd"))
+def test_gradients_in_the_same_memory_get_one_each(compressed):
+    x = torch.arange(12.0)
+    alone = Added()
+    alone(x).sum().backward()
+    assert alone.a.grad.data_ptr() == alone.b.grad.data_ptr()  # else this tests nothing
+
+    def rank(comm):
+        model = Added()
+        how = cases.algorithm("allreduce", compressed)
+        opt = distributed(model, comm, how, bucket_cap_mb=cases.TINY_MB)
+        model(x * (1 + 2 * comm.rank)).sum().backward()
+        assert model.a.grad.data_ptr() != model.b.grad.data_ptr()
+        means = [p.grad.clone() for p in (model.a, model.b)]
+        opt.step()
+        return means
+
+    for a, b in on_ranks(SIZE, rank):
+        if compressed == "none":
+            assert torch.equal(a.flatten(), 2 * x) and torch.equal(b.flatten(), 2 * x)
+        assert a.isfinite().all() and b.isfinite().all()
 
 
 def test_with_gossip_the_parameters_do():

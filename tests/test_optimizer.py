@@ -215,20 +215,18 @@ def test_one_exchange_per_tag_is_under_way(name, compressed):
     class Watched:
         """An exchange that says when it is complete."""
 
-        moves = 0
+        def __init__(self, pending, then):
+            self.pending, self.then, self.poll = pending, then, pending.poll
 
-        def __init__(self, pending, complete):
-            self.pending, self.complete = pending, complete
-
-        def test(self):
-            done = self.pending.test()
-            if done:
-                self.complete()
-            return done
+        @property
+        def complete(self):
+            if self.pending.complete:
+                self.then()
+            return self.pending.complete
 
         def wait(self):
             self.pending.wait()
-            self.complete()
+            self.then()
 
     def watch(comm):
         under_way, used, exchange = set(), set(), comm.exchange

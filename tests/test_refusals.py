@@ -32,7 +32,7 @@ SOME = [how for how in HOW if how[1] in ("none", "nuqsgd", "intsgd")]
 
 
 class Wide(nn.Module):
-    """A vector that is long enough for shards, and a small one behind it, in two buckets."""
+    """A vector that is long enough for shards, and a small one in a bucket behind it."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ def run(how, wrong, steps=5, bad=2):
 def assert_all_say(results, who, where):
     text, index = results[0][0]
     assert [said for said, _, _ in results] == [(text, index)] * SIZE
-    assert text.startswith(f"rank {who}, step 2, bucket 1: ") and "at coordinate" in text
+    assert text.startswith(f"rank {who}, step 2, bucket 0: ") and "at coordinate" in text
     assert "which belongs to parameter 'wide.weight'" in text
     assert index == where
 

@@ -20,21 +20,23 @@ class Clock:
         time = SimpleNamespace(perf_counter=lambda: self.now, sleep=lambda seconds: None)
         monkeypatch.setattr(decentral.engine, "time", time)
 
-    def message(self, tests):
-        """Return an operation that is complete at the test of this number; each takes a second."""
-        return Message(self, tests)
+    def message(self, polls):
+        """Return an operation that is complete at the poll of this number; each takes a second."""
+        return Message(self, polls)
 
 
 class Message:
-    moves = 0
+    def __init__(self, clock, polls):
+        self.clock, self.left = clock, polls
 
-    def __init__(self, clock, tests):
-        self.clock, self.left = clock, tests
+    @property
+    def complete(self):
+        return self.left <= 0
 
-    def test(self):
+    def poll(self):
         self.clock.now += 1
         self.left -= 1
-        return self.left <= 0
+        return self.complete
 
 
 def sequence(*messages):

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..communicators.base import Communicator
 from ..compressors.base import Compressor, NotFiniteError, check_finite, lossless
+from ..payload import as_array
 from .base import Averaging, GradientAlgorithm
 from .means import GatheredMean, Mean, ShardedMean, my_shard, refused_by, rounding_noise
 
@@ -136,7 +137,7 @@ class AllReduce(GradientAlgorithm):
             return self._exact_mean(g)
         if self.compressor.summable:
             return self._observed_mean(bucket, g, step)
-        return self._means[bucket].average(bucket, g, step)
+        return self._means[bucket].average(bucket, as_array(g), step)
 
     def _exact_mean(self, g: Tensor) -> Averaging:
         failure = self._own_mistake(g)

@@ -42,7 +42,7 @@ def rounding_noise(compressor: Compressor) -> float:
 
 
 def encode_or_refuse(
-    compressor: Compressor, x: Tensor, key: Key, out: Payload, start: int = 0
+    compressor: Compressor, x: Any, key: Key, out: Payload, start: int = 0
 ) -> NotFiniteError | None:
     """Encode x, which begins at coordinate `start` of its bucket, or say in `out` that it cannot.
 
@@ -93,8 +93,8 @@ class Mean(ABC):
         """The bytes of this rank's messages that together hold every coordinate once."""
 
     @abstractmethod
-    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
-        """See GradientAlgorithm.average."""
+    def average(self, bucket: int, g: Any, step: int) -> Averaging:
+        """See GradientAlgorithm.average; g is a vector as the kernels take it."""
 
 
 class GatheredMean(Mean):
@@ -114,12 +114,12 @@ class GatheredMean(Mean):
         """See Mean.nbytes."""
         return self._own.nbytes
 
-    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
-        """See GradientAlgorithm.average."""
+    def average(self, bucket: int, g: Any, step: int) -> Averaging:
+        """See Mean.average."""
         comm, own = self.comm, self._own
         failure = encode_or_refuse(self.compressor, g, self._key(step, 0, bucket), own)
         yield comm.exchange(own, self._received, 2 * bucket + step % 2)
-        g.zero_()
+        g[:] = 0
         for j in range(
             comm.size
         ):  # in the same order everywhere: float addition is not associative
@@ -175,8 +175,8 @@ class ShardedMean(Mean):
         parts, means = self._buffers.parts, self._buffers.means
         return sum(p.nbytes for p in parts.values()) + means[self.comm.rank].nbytes
 
-    def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
-        """See GradientAlgorithm.average."""
+    def average(self, bucket: int, g: Any, step: int) -> Averaging:
+        """See Mean.average."""
         edges, parts, inbox, means = self._buffers
         c, comm, n, me = self.compressor, self.comm, self.comm.size, self.comm.rank
         shards = [g[a:b] for a, b in pairwise(edges)]
@@ -190,7 +190,7 @@ class ShardedMean(Mean):
         refusals = [j for j, p in inbox.items() if self._check(p, j, bucket, step)]
         for payload in inbox.values():
             c.accumulate(payload, mine)
-        mine.div_(n)
+        mine /= n
         if self._inner is not None:
             error = yield from self._inner.average(bucket, mine, step)
             if error is not None:

@@ -13,19 +13,18 @@ import numpy.typing as npt
 from ..payload import Payload
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
-_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_PART = 20e-6, 20e-3, 1 / 16
+_PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 50e-6, 500e-6, 20e-3, 1 / 16
 
 
 class Pending(Protocol):
-    """An operation under way; the buffers it was given belong to it until it is complete.
+    """An operation under way; the buffers it was given belong to it until it is complete."""
 
-    `moves` counts its parts that are complete, for those who wait and would know that it goes on.
-    """
+    @property
+    def complete(self) -> bool:
+        """Whether it is, as far as poll() knows."""
 
-    moves: int
-
-    def test(self) -> bool:
-        """Make progress; return whether the operation is complete."""
+    def poll(self) -> bool:
+        """Make progress with all operations of its communicator; return whether any went on."""
 
     def wait(self) -> None:
         """Return when the operation is complete."""
@@ -45,13 +44,17 @@ class Backoff:
         """Begin again with short pauses, since something moved."""
         self._left, self._since = self._spins, time.perf_counter()
 
-    def pause(self, sleep: Callable[[float], object] = time.sleep, spin: bool = True) -> None:
-        """Give the core away for a while, unless some spins are left and wanted."""
-        if spin and self._left > 0:
+    def pause(self, hurry: bool = True, sleep: Callable[[float], object] | None = None) -> None:
+        """Give the core away for a while, unless some spins are left; longer if there is no hurry.
+
+        `sleep(seconds)` takes its place where that is long.
+        """
+        if hurry and self._left > 0:
             self._left -= 1
             return
-        waited = time.perf_counter() - self._since
-        sleep(min(max(_PAUSE_MIN_S, waited * _PAUSE_PART), _PAUSE_MAX_S))
+        least = _PAUSE_MIN_S if hurry else _PAUSE_NO_HURRY_S
+        pause = min(max(least, (time.perf_counter() - self._since) * _PAUSE_PART), _PAUSE_MAX_S)
+        (time.sleep if sleep is None or pause <= _PAUSE_NO_HURRY_S else sleep)(pause)
 
 
 class Traffic:

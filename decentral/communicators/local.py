@@ -48,11 +48,11 @@ class _Group:
 
 
 class _Done:
-    moves = 0
+    complete = True
 
-    def test(self) -> bool:
-        """Return True."""
-        return True
+    def poll(self) -> bool:
+        """Return False: it goes no further."""
+        return False
 
     def wait(self) -> None:
         """Return at once."""
@@ -61,20 +61,24 @@ class _Done:
 class _Receipt:
     """The receiving half of an exchange; sending needs no wait, since bytes are copied."""
 
-    moves = 0
-
     def __init__(self, comm: LocalCommunicator, receive: Mapping[int, Payload], tag: int) -> None:
         self._comm, self._receive, self._tag = comm, dict(receive), tag
         self._begun = time.monotonic()
 
-    def test(self) -> bool:
-        """Take the messages that are here; return whether it was all of them."""
+    @property
+    def complete(self) -> bool:
+        """Whether every message is here."""
+        return not self._receive
+
+    def poll(self) -> bool:
+        """Take the messages that are here; return whether there was one."""
+        left = len(self._receive)
         for source in list(self._receive):
             try:
                 self._land(source, self._comm._box(source, self._tag).get_nowait())
             except queue.Empty:
                 self._comm._check_alive(source, self._begun)
-        return not self._receive
+        return len(self._receive) < left
 
     def wait(self) -> None:
         """Return when every message is here."""

@@ -8,16 +8,17 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload, Wire
-from .base import Backoff, Communicator, Traffic, all_reduce_nbytes, for_each
+from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
+from .requests import Landed, Operation, Requests
 from .ring import TAGS, RingSum, num_segments
 
 if TYPE_CHECKING:
@@ -56,41 +57,6 @@ def start_mpi() -> Any:
     return MPI
 
 
-class _Operation:
-    """Requests under way, and the buffers that they use."""
-
-    moves = 0
-
-    def __init__(
-        self,
-        owner: MPICommunicator,
-        requests: list[MPI.Request],
-        landed: Callable[[list[MPI.Status]], None],
-        held: Any,
-    ) -> None:
-        from mpi4py import MPI
-
-        self._owner, self._requests, self._landed = owner, requests, landed
-        self._statuses = [MPI.Status() for _ in requests]
-        self._held = held  # MPI keeps no reference to what it sends
-        self._test = MPI.Request.Testall
-        owner._under_way.add(self)
-
-    def test(self) -> bool:
-        """Make progress; return whether everything is sent and received."""
-        if self not in self._owner._under_way:
-            return True
-        if not self._test(self._requests, self._statuses):
-            return False
-        self._owner._under_way.discard(self)
-        self._landed(self._statuses)
-        return True
-
-    def wait(self) -> None:
-        """Return when everything is sent and received."""
-        self._owner._wait_for(self.test)
-
-
 class MPICommunicator(Communicator):
     """The ranks of an mpi4py communicator (default COMM_WORLD), on a duplicate of it.
 
@@ -112,12 +78,11 @@ class MPICommunicator(Communicator):
 
         self._comm: Any = comm
         self._sums: Any = comm.Dup()  # rings have tags of their own
-        self._rings: list[RingSum] = []
         self._ring_tag = 0
         self.traffic = traffic
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._under_way: set[_Operation] = set()
+        self._requests = Requests()
         self._place()
         self.device_direct = cuda_aware()
         if self.size > 1:
@@ -143,25 +108,12 @@ class MPICommunicator(Communicator):
         self.hosts = tuple(leaders.index(who) for who, _ in everyone)
         cores = {core for who, affinity in everyone if who == leader for core in affinity}
         self.cores_per_rank = max(1, len(cores) // self.local_size)
-        self.spins = 0 if self.local_size > len(cores) else _SPINS
+        self.spins = self._requests.spins = 0 if self.local_size > len(cores) else _SPINS
         self._around = sorted(range(self.size), key=lambda r: (self.hosts[r], r))
 
-    def _wait_for(self, done: Callable[[], bool]) -> None:
-        """Test until done; give the core away while waiting, since MPI's own wait does not."""
-        backoff = Backoff(self.spins)
-        while not done():
-            backoff.pause()
-
-    def _wait_for_ring(self, done: Callable[[], bool]) -> None:
-        """Wait for one ring and drive all, since another rank may wait for another one first."""
-        backoff = Backoff(self.spins)
-        while not done():
-            moves = sum(ring.moves for ring in self._rings)
-            self._rings = [ring for ring in self._rings if not ring.test()]
-            if moves != sum(ring.moves for ring in self._rings):
-                backoff.reset()
-            else:
-                backoff.pause()
+    def _complete(self, request: Any, held: Any = None) -> None:
+        """Wait for one request; everything else goes on meanwhile."""
+        Operation(self._requests, [(request, None)], held).wait()
 
     def _count(self, buffer: Any, copies: int = 1) -> Any:
         """Count a buffer that is handed to MPI for sending, and return it."""
@@ -170,28 +122,28 @@ class MPICommunicator(Communicator):
 
     def exchange(
         self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
-    ) -> _Operation:
+    ) -> Operation:
         """See Communicator.exchange."""
-        from mpi4py import MPI
-
         direct = self.device_direct
         incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
-        requests = [self._comm.Irecv(buffer, source, tag) for source, buffer in incoming.items()]
+
+        def landed(payload: Payload) -> Landed:
+            return lambda status: payload.landed(direct, status.Get_count())
+
+        requests: list[tuple[Any, Landed | None]] = [
+            (self._comm.Irecv(buffer, source, tag), landed(receive[source]))
+            for source, buffer in incoming.items()
+        ]
         sent = for_each(send, receive)
         distinct = {id(p): p for p in sent.values()}
         outgoing = {k: p.wire.outgoing(direct, p.nbytes) for k, p in distinct.items()}
         requests += [
-            self._comm.Isend(self._count(outgoing[id(p)]), target, tag)
+            (self._comm.Isend(self._count(outgoing[id(p)]), target, tag), None)
             for target, p in sent.items()
         ]
+        return Operation(self._requests, requests, (sent, receive, incoming, outgoing))
 
-        def landed(statuses: list[MPI.Status]) -> None:
-            for payload, status in zip(receive.values(), statuses):  # noqa: B905 (then the sends)
-                payload.landed(direct, status.Get_count(MPI.BYTE))
-
-        return _Operation(self, requests, landed, (sent, receive, incoming, outgoing))
-
-    def all_reduce(self, vector: Any, mean: bool = False) -> _Operation | RingSum:
+    def all_reduce(self, vector: Any, mean: bool = False) -> Operation | RingSum:
         """See Communicator.all_reduce."""
         from mpi4py import MPI
 
@@ -203,20 +155,16 @@ class MPICommunicator(Communicator):
         if on_host and buffer.nbytes >= _RING_FROM and self.size > 1:
             tag = self._ring_tag
             self._ring_tag = (tag + num_segments(buffer.nbytes, self.size)) % TAGS
-            ring = RingSum(self._sums, buffer, self._wait_for_ring, self._around, tag, mean, landed)
-            self._rings = [r for r in self._rings if not r.complete] + [ring]
-            return ring
-        requests = [
-            self._comm.Iallreduce(MPI.IN_PLACE, buffer[at : at + _CHUNK], MPI.SUM)
-            for at in range(0, len(buffer), _CHUNK)
-        ]
+            return RingSum(self._sums, buffer, self._requests, self._around, tag, mean, landed)
+        parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
+        requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
 
-        def complete(_: Any) -> None:
+        def then() -> None:
             if mean:
                 buffer[:] = buffer / self.size
             landed()
 
-        return _Operation(self, requests, complete, (wire, buffer))
+        return Operation(self._requests, requests, (wire, buffer), then)
 
     def all_reduce_max(self, value: float) -> float:
         """See Communicator.all_reduce_max."""
@@ -225,7 +173,7 @@ class MPICommunicator(Communicator):
         result = np.array([value], np.float32)
         self.traffic.add(all_reduce_nbytes(result.nbytes, self.size))
         request = self._comm.Iallreduce(MPI.IN_PLACE, result, MPI.MAX)
-        self._wait_for(request.Test)
+        self._complete(request, result)
         return float(result[0])
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
@@ -235,18 +183,17 @@ class MPICommunicator(Communicator):
             if self.rank == root:
                 self._count(part, copies=min(1, self.size - 1))
             request = self._comm.Ibcast(part, root)
-            self._wait_for(request.Test)
+            self._complete(request, part)
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """See Communicator.all_gather_object."""
         data = np.frombuffer(pickle.dumps(value), np.uint8)
         counts = np.zeros(self.size, np.int64)
-        request = self._comm.Iallgather(np.array([data.size]), counts)
-        self._wait_for(request.Test)
+        size = np.array([data.size])
+        self._complete(self._comm.Iallgather(size, counts), size)
         everything = np.empty(counts.sum(), np.uint8)
         self._count(data, copies=self.size - 1)
-        request = self._comm.Iallgatherv(data, [everything, counts.tolist()])
-        self._wait_for(request.Test)
+        self._complete(self._comm.Iallgatherv(data, [everything, counts.tolist()]))
         ends = np.cumsum(counts)
         return [
             pickle.loads(everything[e - c : e].tobytes()) for c, e in zip(counts, ends, strict=True)
@@ -254,15 +201,15 @@ class MPICommunicator(Communicator):
 
     def barrier(self) -> None:
         """See Communicator.barrier."""
-        self._wait_for(self._comm.Ibarrier().Test)
+        self._complete(self._comm.Ibarrier())
 
     def _finish(self) -> None:
         """Complete what is under way before MPI finalizes, which may hang on it otherwise."""
         deadline = time.monotonic() + _EXIT_WAIT_S
-        for operation in list(self._under_way):
-            while not operation.test() and time.monotonic() < deadline:
+        while len(self._requests) and time.monotonic() < deadline:
+            if not self._requests.poll():
                 time.sleep(1e-3)
-        if time.monotonic() > deadline:
+        if len(self._requests):
             sys.stderr.write(
                 f"decentral: rank {self.rank}: messages to or from other ranks were still under "
                 "way long after the script ended; did they all do as many steps?\n"

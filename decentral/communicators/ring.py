@@ -7,11 +7,14 @@ goes in segments that go around at the same time, so that the wire is busy while
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from .requests import Requests
 
 # Small enough that adding one overlaps with sending the next, and large enough for the overhead.
 SEGMENT_NBYTES = 1 << 20
@@ -24,7 +27,7 @@ def num_segments(nbytes: int, n: int) -> int:
 
 
 class RingSum:
-    """The sum of a vector over the ranks of an mpi4py communicator, in place.
+    """The sum of a vector over the ranks of an mpi4py communicator, in place; see Pending.
 
     `order` are the ranks around the ring; those of a host should be neighbors. Segment i uses tag
     `tag` + i. With `mean` the sum is divided by the number of ranks. `landed()` is called at the
@@ -35,50 +38,43 @@ class RingSum:
         self,
         comm: Any,
         vector: Any,
-        wait_for: Callable[[Callable[[], bool]], None],
+        requests: Requests,
         order: Sequence[int] = (),
         tag: int = 0,
         mean: bool = False,
         landed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._comm, self._wait_for, self._mean, self._landed = comm, wait_for, mean, landed
-        self.moves = 0
+        self._comm, self._requests, self._mean, self._landed = comm, requests, mean, landed
+        self.poll = requests.poll
         self._n = n = comm.Get_size()
         ring = list(order) or list(range(n))
         self._place = ring.index(comm.Get_rank())
         self._left, self._right = ring[self._place - 1], ring[(self._place + 1) % n]
         count = num_segments(vector.nbytes, n)
         edges = [len(vector) * i // count for i in range(count + 1)]
-        segments = [
-            self._around(vector[a:b], (tag + i) % TAGS) for i, (a, b) in enumerate(pairwise(edges))
-        ]
-        # A segment and what it waits for.
-        self._under_way = [(segment, next(segment, None)) for segment in segments]
+        self._under_way = count
+        for i, (a, b) in enumerate(pairwise(edges)):
+            self._go_on(self._around(vector[a:b], (tag + i) % TAGS))
 
     @property
     def complete(self) -> bool:
-        """Whether the vector holds the sum."""
-        return not self._under_way
-
-    def test(self) -> bool:
-        """Let every segment go on whose messages are there; return whether the sum is complete."""
-        if not self._under_way:
-            return True
-        waiting = []
-        for segment, request in self._under_way:
-            while request is not None and request.Test():
-                request = next(segment, None)
-                self.moves += 1
-            if request is not None:
-                waiting.append((segment, request))
-        self._under_way = waiting
-        if not waiting:
-            self._landed()
-        return not waiting
+        """See Pending."""
+        return self._under_way == 0
 
     def wait(self) -> None:
-        """Return when the vector holds the sum."""
-        self._wait_for(self.test)
+        """See Pending."""
+        self._requests.wait_for(lambda: self.complete)
+
+    def _go_on(self, segment: Iterator[Any], _: Any = None) -> None:
+        """Let a segment go on as far as its next request."""
+        with self._requests.lock:
+            request = next(segment, None)
+            if request is not None:
+                self._requests.add(request, functools.partial(self._go_on, segment))
+                return
+            if self._under_way == 1:
+                self._landed()
+            self._under_way -= 1
 
     def _around(self, vector: Any, tag: int) -> Iterator[Any]:
         """Yield the requests of a segment, each of which must complete before the next."""

@@ -8,10 +8,10 @@ from communicator_contract import everyone_agrees, finish_exchange, ring_neighbo
 
 
 def drive(*operations):
-    """Test operations in turn until all are complete."""
-    left = list(operations)
-    while left:
-        left = [operation for operation in left if not operation.test()]
+    """Poll operations in turn until all are complete."""
+    while not all(operation.complete for operation in operations):
+        for operation in operations:
+            operation.poll()
         time.sleep(0)
 
 
@@ -99,7 +99,7 @@ def check_operations_may_be_tested_until_they_are_complete(comm):
     right = all((v == total).all() for v in (small, large)) and (integers == comm.size).all()
     details = f"{small}, {large}, {integers}"
     everyone_agrees(comm, (bool(right), details), "tested sums")
-    complete = all(operation.test() for operation in (started[2], *sums))
+    complete = all(operation.complete for operation in (started[2], *sums))
     everyone_agrees(comm, (complete, "a later test says no"), "tested again")
     finish_exchange(comm, started, 5, 5000)
 

@@ -1,0 +1,111 @@
+"""Requests under way, tested together: one call of MPI's for all of them, whoever waits."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .base import Backoff
+
+Landed = Callable[[Any], object]  # is given the status of the request
+
+
+class Requests:
+    """The requests of one communicator, which several threads may add and poll.
+
+    What a request leads to, such as adding up and sending on, is done by the thread that finds it
+    complete: so nobody has to wait for operations in the order in which another rank does.
+    """
+
+    def __init__(self) -> None:
+        self.spins = 0
+        self._requests: list[Any] = []
+        self._landed: list[Landed] = []
+        self._statuses: list[Any] = []  # mpi4py makes as many as it needs
+        self.lock = threading.RLock()  # held while landed() runs, which may add
+
+    def add(self, request: Any, landed: Landed) -> None:
+        """Call landed(status) when the request is complete."""
+        with self.lock:
+            self._requests.append(request)
+            self._landed.append(landed)
+
+    def poll(self) -> bool:
+        """Make progress with all requests; return whether any is complete now."""
+        with self.lock:
+            if not self._requests:
+                return False
+            found = self._requests[0].Testsome(self._requests, self._statuses)
+            if not found:
+                return False
+            calls = [(self._landed[i], self._statuses[k]) for k, i in enumerate(found)]
+            for i in sorted(found, reverse=True):
+                del self._requests[i], self._landed[i]
+            self._land(calls)
+        return True
+
+    def _land(self, calls: Iterable[tuple[Landed, Any]]) -> None:
+        failures = []
+        for landed, status in calls:
+            try:
+                landed(status)
+            except Exception as error:
+                failures.append(error)  # the others are complete all the same
+        if failures:
+            raise failures[0]
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Poll until done(); give the core away while waiting, since MPI's own wait does not."""
+        backoff = Backoff(self.spins)
+        while not done():
+            if self.poll():
+                backoff.reset()
+            else:
+                backoff.pause()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+
+class Operation:
+    """Requests that are under way at once, and the buffers that they use; see Pending.
+
+    Args:
+        owner: of the requests.
+        requests: each with what its completion leads to.
+        held: what has to stay alive, since MPI keeps no reference to what it sends.
+        then: what is called last.
+    """
+
+    def __init__(
+        self,
+        owner: Requests,
+        requests: Iterable[tuple[Any, Landed | None]],
+        held: Any,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
+        pairs = list(requests)
+        self._left = len(pairs)
+        for request, landed in pairs:
+            owner.add(request, functools.partial(self._one_less, landed))
+
+    def _one_less(self, landed: Landed | None, status: Any) -> None:
+        try:
+            if landed is not None:
+                landed(status)
+            if self._left == 1:
+                self._then()
+        finally:
+            self._left -= 1
+
+    @property
+    def complete(self) -> bool:
+        """See Pending."""
+        return self._left == 0
+
+    def wait(self) -> None:
+        """See Pending."""
+        self._wait_for(lambda: self.complete)
