@@ -73,7 +73,7 @@ class Gradients:
         return in_memory_order(self._all_of(first)[start : start + p.numel()], p)
 
     def forget(self) -> None:
-        """Let go of what lies on a GPU: its allocator keeps the memory. All means are handed out."""
+        """Let go of what lies on a GPU, whose allocator keeps the memory."""
         self._kept = {first: g for first, g in self._kept.items() if not g.is_cuda}
 
     def _all_of(self, first: int) -> Tensor:
