@@ -101,8 +101,8 @@ def test_bytes_of_a_ring_are_two_payloads_per_bucket_and_step(comm, codec):
         model(torch.ones(8, 12)).sum().backward()
         opt.step()
     c = decentral.compressors.from_name(codec)
-    # Linear 12 x 40 + 40, BatchNorm 2 x 40, Linear 40 x 3 + 3, in buckets of up to 100 from the end,
-    # or alone from 51 on; the one of the small ones is full before the first bias
+    # Linear 12 x 40 + 40, BatchNorm 2 x 40, Linear 40 x 3 + 3, in buckets of up to 100, from the
+    # end, alone from 51 on; the small ones have filled one before the first bias comes
     buckets = [120, 3 + 40 + 40, 480, 40]
     assert opt.stats()["parameters"] == sum(buckets)
     payloads = sum(c.new_payload(n).nbytes for n in buckets)
