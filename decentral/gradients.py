@@ -9,12 +9,35 @@ it back to the system nor asks for it again, which costs more than to copy it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .buckets import Buckets, copy_into, in_memory_order, same_memory
 
+_hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
 _use_count = getattr(torch._C, "_storage_Use_Count", None)  # private: there is no public one
+
+
+def hook(p: nn.Parameter, then: Callable[[Tensor], None]) -> None:
+    """Call then(p) whenever its gradient is there, and no more what an earlier optimizer asked."""
+    if (before := _hooks.get(p)) is not None:
+        before.remove()
+    _hooks[p] = p.register_post_accumulate_grad_hook(then)
+
+
+def hold(parameters: Iterable[nn.Parameter]) -> None:
+    """Let every gradient on the CPU live until the next one is there; the top says why."""
+    held: dict[int, Tensor | None] = {}
+
+    def keep(p: Tensor) -> None:
+        held[id(p)] = p.grad
+
+    for p in parameters:
+        hook(p, keep if p.device.type == "cpu" else lambda _: None)
 
 
 class Gradients:

@@ -10,6 +10,7 @@ from .buckets import Buckets, Flat
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task
+from .gradients import hold
 from .reducer import located
 
 
@@ -32,6 +33,7 @@ class Mixer:
         self._engine = engine
         self._new, self._old = buckets.empty(), flat
         buckets.adopt(self._new)
+        hold(buckets.parameters)
         self._tasks: list[Task] = []
 
     def step(self, number: int, local_step: Callable[[], Any] | None) -> Any:
@@ -43,7 +45,9 @@ class Mixer:
         buckets, algorithm = self._buckets, self._algorithm
         self._engine.wait(*self._tasks)  # they read the old parameters' buffer
         self._tasks = []
-        buckets.gather(buckets.parameters, self._old)
+        buckets.gather(buckets.parameters, self._new)
+        for old, new in zip(self._old, self._new, strict=True):
+            old.copy_(new)
         result = local_step() if local_step is not None else None
         buckets.gather(buckets.parameters, self._new)
         for b, bucket in enumerate(buckets):

@@ -97,7 +97,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
         threads = min(comm.cores_per_rank, torch.get_num_threads())
-        comm.first_on_each_host(lambda: algorithm.compressor.prepare(threads))
+        comm.first_on_each_host(lambda: algorithm.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
         vectors = [bucket.of(x) for bucket in self._buckets]
         algorithm.start(self._seed, vectors, [bucket.numels for bucket in self._buckets])

@@ -8,11 +8,9 @@ backward() the rest follows, and all means are waited for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .algorithms import GradientAlgorithm
 from .averaging import unused_by_all
@@ -20,9 +18,7 @@ from .buckets import Buckets, copy_into
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task
-from .gradients import Gradients
-
-_hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
+from .gradients import Gradients, hook
 
 
 class Reducer:
@@ -47,9 +43,7 @@ class Reducer:
         self._queued = False
         self._reset()
         for i, p in enumerate(buckets.parameters):
-            if (before := _hooks.get(p)) is not None:
-                before.remove()  # an earlier optimizer's, around the same model
-            _hooks[p] = p.register_post_accumulate_grad_hook(self._hook(i))
+            hook(p, self._hook(i))
 
     def _reset(self) -> None:
         self._step = 0  # not begun

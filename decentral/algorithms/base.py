@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +71,10 @@ class Algorithm(ABC):
         self.compressor = self.compressor.fresh()
         self._allocate(vectors, parts)
 
+    def prepare(self, threads: int) -> None:
+        """Compile, or load from disk, what runs on the CPU, where it may use so many threads."""
+        self.compressor.prepare(threads)
+
     def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         self._own = [self.compressor.new_payload(len(v), like=v) for v in vectors]
         self._received = [self._buffers(v) for v in vectors]
@@ -130,19 +134,6 @@ def check_message(payload: Payload, who: str, source: int, bucket: int, step: in
             f"{who} expected bucket {bucket} of step {step} from rank {source}, got bucket "
             f"{head.bucket} of step {head.step}; do all ranks call step() equally often?"
         )
-
-
-_IN_CACHE = 1 << 16  # coordinates: a few float32 vectors of it stay in the caches of a core
-
-
-def in_cache(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield parts of vectors of one length, so that what is done with one stays in the cache."""
-    if vectors[0].is_cuda:
-        yield vectors
-        return
-    each = _IN_CACHE * torch.get_num_threads()
-    for start in range(0, len(vectors[0]), each):
-        yield tuple(v[start : start + each] for v in vectors)
 
 
 class GradientAlgorithm(Algorithm):
@@ -222,12 +213,16 @@ class GossipAlgorithm(Algorithm):
     def publish(self, bucket: int, step: int) -> Publishing:
         """Send what the neighbors need to know of the iterate, and add what theirs is to S."""
 
-    def _gossip(self, bucket: int, step: int, weight: float) -> Publishing:
-        """Exchange the encoded messages; the neighbors' go into S with W_ij * `weight`."""
+    def _gossip(
+        self, bucket: int, step: int, weight: float, *own: tuple[Payload, float]
+    ) -> Publishing:
+        """Exchange the encoded messages; the neighbors' go into S with W_ij * `weight`.
+
+        And so do messages of one's `own`, with weights of theirs.
+        """
         yield self._post(bucket, step)
-        for j in self.peers():
-            message = self._arrived(bucket, j, step)
-            self.compressor.accumulate(message, self.S[bucket], self.W[j] * weight)
+        theirs = [(self._arrived(bucket, j, step), self.W[j] * weight) for j in self.peers()]
+        self.compressor.accumulate_all([*own, *theirs], self.S[bucket])
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""

@@ -12,12 +12,24 @@ The gradient is taken before mixing, so the two overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from decentral_kernels.elementwise import Elementwise
+
 from ..compressors.base import Compressor
-from .base import GossipAlgorithm, Publishing, TopologyLike, in_cache
+from ..payload import as_array
+from .base import GossipAlgorithm, Publishing, TopologyLike
+
+Number = Any  # in a formula
+
+
+@Elementwise
+def _mix(new: Number, S: Number, x: Number, W_ii: float) -> tuple[Number, ...]:
+    """Return x^{t+1}, for x_new = x - eta g, and what S begins with in the next step."""
+    new = new + (S - x)
+    return new, W_ii * new
 
 
 class DPSGD(GossipAlgorithm):
@@ -39,6 +51,11 @@ class DPSGD(GossipAlgorithm):
                 f"{self.compressor!r}; use ecd-psgd with it"
             )
 
+    def prepare(self, threads: int) -> None:
+        """See Algorithm.prepare."""
+        super().prepare(threads)
+        _mix.compile()
+
     def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
         super().start(seed, vectors, parts)
@@ -46,10 +63,8 @@ class DPSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        S, W_ii = self.S[bucket], self.W[self.comm.rank]
-        for S_, x_, new in in_cache(S, x, x_new):
-            new.add_(torch.sub(S_, x_))  # x_new was x - eta g
-            torch.mul(new, W_ii, out=S_)
+        W_ii = self.W[self.comm.rank]
+        _mix(as_array(x_new), as_array(self.S[bucket]), as_array(x), W_ii)
         self._encode(bucket, x_new, step)  # now, since the next step changes x_new
 
     def publish(self, bucket: int, step: int) -> Publishing:

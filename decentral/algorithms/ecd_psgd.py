@@ -22,11 +22,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from decentral_kernels.elementwise import Elementwise
+
 from ..compressors.base import Compressor, check_finite
-from .base import GossipAlgorithm, Publishing, TopologyLike, in_cache
+from ..payload import as_array
+from .base import GossipAlgorithm, Publishing, TopologyLike
+
+Number = Any  # in a formula
+
+
+@Elementwise
+def _mix(new: Number, x: Number, xt: Number, S: Number, half_t: float) -> tuple[Number, ...]:
+    """Return x^{t+1} and what to send, for x_new = x - eta g and xt_i + S = sum_j W_ij xt_j."""
+    new = new + ((xt - x) + S)
+    return new, (x - xt) + half_t * (new - x)
+
+
+@Elementwise
+def _mix_as_published(
+    new: Number, x: Number, xt: Number, S: Number, half_t: float, shrink: float
+) -> tuple[Number, ...]:
+    """Return x^{t+1}, z, and what is left of the estimates; no large numbers cancel in z."""
+    new = new + ((xt - x) + S)
+    return new, x + half_t * (new - x), shrink * xt, shrink * S
 
 
 class ECDPSGD(GossipAlgorithm):
@@ -62,6 +82,11 @@ class ECDPSGD(GossipAlgorithm):
         self.horizon = horizon
         self.published = published
 
+    def prepare(self, threads: int) -> None:
+        """See Algorithm.prepare."""
+        super().prepare(threads)
+        (_mix_as_published if self.published else _mix).compile()
+
     def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
         super().start(seed, vectors, parts)
@@ -74,21 +99,12 @@ class ECDPSGD(GossipAlgorithm):
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         t = self._t(step)
-        total = torch.zeros((), device=x.device)
-        for new, x_, xt, S in in_cache(x_new, x, self.xt[bucket], self.S[bucket]):
-            # x^{t+1} = sum_j W_ij xt_j + (x_new - x), where x_new was x - eta g, and
-            # sum_j W_ij xt_j is xt_i + S
-            new.add_(torch.sub(xt, x_).add_(S))
-            moved = torch.sub(new, x_)
-            if self.published:
-                xt.mul_(1 - 2 / t)
-                S.mul_(1 - 2 / t)
-            else:
-                x_.sub_(xt)
-            # (1 - t/2) x + (t/2) x^{t+1}, so that a large t does not cancel large numbers
-            x_.add_(moved, alpha=t / 2)
-            total += x_.sum()
-        if not torch.isfinite(total):
+        vectors = [as_array(v) for v in (x_new, x, self.xt[bucket], self.S[bucket])]
+        if self.published:
+            finite = _mix_as_published(*vectors, t / 2, 1 - 2 / t)
+        else:
+            finite = _mix(*vectors, t / 2)
+        if not finite:
             check_finite(x, self.name)
         self._z[bucket] = x
 
@@ -96,10 +112,9 @@ class ECDPSGD(GossipAlgorithm):
         """See GossipAlgorithm.publish."""
         weight = 2 / self._t(step)
         own = self._encode(bucket, self._z[bucket], step)
-        arrival = self._gossip(bucket, step, weight)
+        arrival = self._gossip(bucket, step, weight, (own, (self.W[self.comm.rank] - 1) * weight))
         yield next(arrival)
         self.compressor.accumulate(own, self.xt[bucket], weight)
-        self.compressor.accumulate(own, self.S[bucket], (self.W[self.comm.rank] - 1) * weight)
         yield from arrival
 
     def state_dict(self) -> dict[str, Any]:

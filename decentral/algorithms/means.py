@@ -120,13 +120,12 @@ class GatheredMean(Mean):
         failure = encode_or_refuse(self.compressor, g, self._key(step, 0, bucket), own)
         yield comm.exchange(own, self._received, 2 * bucket + step % 2)
         g[:] = 0
-        for j in range(
-            comm.size
-        ):  # in the same order everywhere: float addition is not associative
-            message = own if j == comm.rank else self._received[j]
+        # In the same order everywhere: float addition is not associative.
+        messages = [own if j == comm.rank else self._received[j] for j in range(comm.size)]
+        for j, message in enumerate(messages):
             if self._check(message, j, bucket, step):
                 failure = failure or refused_by(f"rank {j}")
-            self.compressor.accumulate(message, g, 1 / comm.size)
+        self.compressor.accumulate_all([(m, 1 / comm.size) for m in messages], g)
         return failure
 
 
@@ -188,8 +187,7 @@ class ShardedMean(Mean):
         yield comm.exchange(parts, inbox, tag)
         mine = shards[me]
         refusals = [j for j, p in inbox.items() if self._check(p, j, bucket, step)]
-        for payload in inbox.values():
-            c.accumulate(payload, mine)
+        c.accumulate_all([(payload, 1.0) for payload in inbox.values()], mine)
         mine /= n
         if self._inner is not None:
             error = yield from self._inner.average(bucket, mine, step)

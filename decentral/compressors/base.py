@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
@@ -148,6 +149,10 @@ class Compressor(ABC):
     @abstractmethod
     def _accumulate(self, payload: Payload, out: Any, weight: float) -> None: ...
 
+    def _accumulate_all(self, messages: Sequence[tuple[Payload, float]], out: Any) -> None:
+        for payload, weight in messages:
+            self._accumulate(payload, out, weight)
+
     def prepare(self, threads: int = 1) -> None:  # noqa: B027 (some have nothing to prepare)
         """Compile or load the CPU kernels, so that no step waits; they may use so many threads."""
 
@@ -229,13 +234,12 @@ class Compressor(ABC):
             )
         return head.numel
 
-    def _target(self, payload: Payload, out: Any) -> Any:
-        array, numel = check_vector(out, f"{self.name}: out"), self._numel(payload)
+    def _check_target(self, payload: Payload, array: Any) -> None:
+        numel = self._numel(payload)
         if isinstance(array, np.ndarray) and not array.flags.writeable:
             raise ValueError(f"{self.name}: out must be writable, got a read-only array; copy it")
         if len(array) != numel:
             raise ValueError(f"{self.name}: out must have {numel} coordinates, got {len(array)}")
-        return array
 
     def decode(self, payload: Payload, out: Any = None) -> Any:
         """Decode a payload into float32[d]: `out` if given, else a new array of the payload's kind.
@@ -249,7 +253,8 @@ class Compressor(ABC):
                 out = torch.empty(numel, dtype=torch.float32, device=payload.buffer.device)
             else:
                 out = np.empty(numel, np.float32)
-        target = self._target(payload, out)
+        target = check_vector(out, f"{self.name}: out")
+        self._check_target(payload, target)
         if payload.is_refusal:
             target[:] = np.nan
         elif isinstance(target, torch.Tensor) and not self.device_kernels:
@@ -267,11 +272,24 @@ class Compressor(ABC):
         Raises:
             ValueError: as decode().
         """
-        target = self._target(payload, out)
-        if payload.is_refusal:
+        self.accumulate_all([(payload, weight)], out)
+
+    def accumulate_all(self, messages: Sequence[tuple[Payload, float]], out: Any) -> None:
+        """Add weight * decode(payload) of all (payload, weight) to out, float32[d], in order.
+
+        In one pass over `out`, where the kernels can.
+
+        Raises:
+            ValueError: as decode(), and nothing is added.
+        """
+        target = check_vector(out, f"{self.name}: out")
+        for payload, _ in messages:
+            self._check_target(payload, target)
+        if any(payload.is_refusal for payload, _ in messages):
             target[:] = np.nan
         elif isinstance(target, torch.Tensor) and not self.device_kernels:
-            values = torch.from_numpy(self.decode(self._on_host(payload)))
-            target.add_(values.to(target.device), alpha=weight)
+            for payload, weight in messages:
+                values = torch.from_numpy(self.decode(self._on_host(payload)))
+                target.add_(values.to(target.device), alpha=weight)
         else:
-            self._accumulate(payload, target, weight)
+            self._accumulate_all(messages, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -145,5 +146,8 @@ class FixedLevelCompressor(Compressor):
         kernels.decode(scales, codes, self._quantizer, out, stream_of(out))
 
     def _accumulate(self, payload: Payload, out: Any, weight: float) -> None:
-        scales, codes = self._unpacked(payload, len(out))
-        kernels.accumulate(scales, codes, self._quantizer, out, weight, stream_of(out))
+        self._accumulate_all([(payload, weight)], out)
+
+    def _accumulate_all(self, messages: Sequence[tuple[Payload, float]], out: Any) -> None:
+        unpacked = [(*self._unpacked(payload, len(out)), weight) for payload, weight in messages]
+        kernels.accumulate_all(unpacked, self._quantizer, out, stream_of(out))

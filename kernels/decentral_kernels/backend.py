@@ -6,7 +6,7 @@ one-dimensional and contiguous; the caller has checked sizes and dtypes, nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from .threads import share
 
 # A thread pays for itself from about this many coordinates on (512 KiB of float32).
 GRAIN = 128 * UNIT
+_IN_CACHE = 64  # units; with their codes they stay in the caches of a core
 
 
 def share_units(run: Callable[[int, int], Any], numel: int) -> list[Any]:
@@ -63,14 +64,8 @@ def encode(
     return first_bad(share_units(run, x.size))
 
 
-def _decode_on_cpu(
-    scales: Any, codes: Any, q: Quantizer, out: Any, weight: float, add: bool
-) -> None:
-    kernel = _cpu().decoder(q.bits, q.levels == "exponential", add, q.zero_level)
-    w = np.float32(weight)
-    share_units(
-        lambda first, last: kernel(scales, codes, q.block_size, w, out, first, last), out.size
-    )
+def _decoder(q: Quantizer, add: bool) -> Any:
+    return _cpu().decoder(q.bits, q.levels == "exponential", add, q.zero_level)
 
 
 def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> None:
@@ -79,20 +74,41 @@ def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> 
         from . import cuda
 
         cuda.decode(scales, codes, q, out, stream)
-    else:
-        _decode_on_cpu(scales, codes, q, out, 1.0, add=False)
+        return
+    kernel, one = _decoder(q, add=False), np.float32(1)
+    share_units(lambda a, b: kernel(scales, codes, q.block_size, one, out, a, b), out.size)
 
 
 def accumulate(
     scales: Any, codes: Any, q: Quantizer, out: Any, weight: float, stream: int = 0
 ) -> None:
     """Add weight * (the decoded values) to out, float32[n], in one pass."""
+    accumulate_all([(scales, codes, weight)], q, out, stream)
+
+
+def accumulate_all(
+    messages: Sequence[tuple[Any, Any, float]], q: Quantizer, out: Any, stream: int = 0
+) -> None:
+    """Add weight * (the decoded values) of (scales, codes, weight) to out, float32[n], in order.
+
+    On the CPU all messages are added to a part of `out` while it is in the cache.
+    """
     if _on_gpu(out):
         from . import cuda
 
-        cuda.accumulate(scales, codes, q, out, weight, stream)
-    else:
-        _decode_on_cpu(scales, codes, q, out, weight, add=True)
+        for scales, codes, weight in messages:
+            cuda.accumulate(scales, codes, q, out, weight, stream)
+        return
+    kernel = _decoder(q, add=True)
+    weighted = [(scales, codes, np.float32(weight)) for scales, codes, weight in messages]
+    each = _IN_CACHE if len(messages) > 1 else out.size
+
+    def run(first: int, last: int) -> None:
+        for a in range(first, last, each):
+            for scales, codes, weight in weighted:
+                kernel(scales, codes, q.block_size, weight, out, a, min(a + each, last))
+
+    share_units(run, out.size)
 
 
 def compile_cpu_kernels(q: Quantizer) -> None:

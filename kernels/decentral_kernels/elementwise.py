@@ -1,0 +1,89 @@
+"""A formula of numbers, applied to vectors: each coordinate is read once and written once.
+
+NumPy and torch do one operation of a formula at a time, and each passes over memory again. Here the
+formula stands once, as a function of numbers: numba makes one loop of it for the CPU, and tensors
+on a GPU go through the function as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .threads import share
+
+_GRAIN = 1 << 17  # coordinates that make a thread worth its while
+_INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
+
+
+class Elementwise:
+    """A function that is to be applied to vectors; use it as a decorator.
+
+        @Elementwise
+        def mix(x, y, weight: float):
+            return x + weight * (y - x), y - x
+
+        finite = mix(x, y, 0.5)
+
+    What the function returns, a tuple, replaces the first of the vectors, float32[n], all of one
+    length; parameters annotated as float are numbers. It may use + - * / and its parameters. The
+    result of the call is whether all that was written is finite.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Any, ...]]) -> None:
+        self.function = function
+        parameters = inspect.signature(function).parameters.values()
+        self._numbers = [p.name for p in parameters if p.annotation in (float, "float")]
+        self._vectors = [p.name for p in parameters if p.name not in self._numbers]
+        self._written = self._vectors[: len(function(*(1.0 for _ in parameters)))]
+
+    def __call__(self, *arguments: Any) -> bool:
+        """Apply the function; arguments are NumPy arrays, or CUDA tensors, and numbers."""
+        vectors = arguments[: len(self._vectors)]
+        if not isinstance(vectors[0], np.ndarray):
+            results = self.function(*arguments)
+            for vector, result in zip(vectors, results, strict=False):
+                vector.copy_(result)
+            return all(bool(vector.isfinite().all()) for vector, _ in zip(vectors, results))  # noqa: B905
+        numbers = [np.float32(number) for number in arguments[len(vectors) :]]
+        loop = self._loop
+
+        def run(first: int, last: int) -> int:
+            return int(loop(*[v[first:last] for v in vectors], *numbers))
+
+        return max(share(run, len(vectors[0]), _GRAIN)) < _INF
+
+    def compile(self) -> None:
+        """Compile the loop for the CPU, or load it from the disk cache, so that no call has to."""
+        assert self._loop
+
+    @cached_property
+    def _loop(self) -> Any:
+        from numba import float32, njit, types, uint32
+
+        from .cpu_parts import ABS, bits_of
+
+        name = f"{self.function.__name__}_loop"
+        elements = [f"{v}[i]" for v in self._vectors]
+        text = [
+            f"def {name}({', '.join([*self._vectors, *self._numbers])}):",
+            "    largest = u32(0)",
+            f"    for i in range({self._vectors[0]}.size):",
+            f"        results = function({', '.join([*elements, *self._numbers])})",
+        ]
+        for k, v in enumerate(self._written):
+            text.append(f"        {v}[i] = results[{k}]")
+            text.append(f"        largest = max(largest, u32(bits_of(results[{k}]) & ABS))")
+        text.append("    return largest")
+        inline = njit(inline="always")(self.function)
+        scope = {"function": inline, "bits_of": bits_of, "u32": np.uint32, "ABS": ABS, "max": max}
+        scope["__name__"] = self.function.__module__
+        # Numba's disk cache is the formula's file's, and so made anew when that changes.
+        exec(compile("\n".join(text), self.function.__code__.co_filename, "exec"), scope)
+        vectors = [types.float32[::1]] * len(self._vectors)
+        signature = uint32(*vectors, *[float32] * len(self._numbers))
+        return njit(signature, nogil=True, cache=True)(scope[name])
