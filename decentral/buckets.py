@@ -60,7 +60,7 @@ class Buckets:
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], cap_mb: float) -> None:
         if not cap_mb > 0:
-            raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; 4 is usual")
+            raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; 8 is usual")
         pairs = list(reversed(list(named)))
         self.parameters = [p for _, p in pairs]
         runs = [list(run) for _, run in groupby(enumerate(pairs), lambda pair: pair[1][1].device)]

@@ -68,7 +68,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         comm: Any = None,
         *,
         seed: int = 0,
-        bucket_cap_mb: float = 4.0,
+        bucket_cap_mb: float = 8.0,
     ) -> None:
         self.optimizer = optimizer
         # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
@@ -225,36 +225,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 )
             if overflow:
                 return None
-            result = self._averaged_step(self._reducer, closure)
+            if self._reducer is None:
+                result = self._local_step(closure)()
+            else:
+                result = self._reducer.step(self.optimizer, closure)
         self._steps += 1
         return result
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
         return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
-
-    def _averaged_step(self, reducer: Reducer | None, closure: Callable[[], Any] | None) -> Any:
-        if reducer is None:
-            return self._local_step(closure)()
-
-        def average() -> None:
-            reducer.average()
-            if reducer.not_finite is not None:
-                raise reducer.not_finite
-
-        def averaging_closure() -> Any:
-            reducer.forget()
-            with torch.enable_grad():
-                loss = closure() if closure else None
-            average()
-            return loss
-
-        if closure is not None:
-            result: Any = self.optimizer.step(averaging_closure)
-        else:
-            average()  # if backward() was inside no_sync(), or not called at all
-            result = self.optimizer.step()
-        reducer.forget()
-        return result
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""

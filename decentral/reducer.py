@@ -8,6 +8,7 @@ backward() the rest follows, and all means are waited for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +116,37 @@ class Reducer:
             b = len(self._tasks)
             steps = self._algorithm.average(b, self._gradients.vector(b), self._step)
             self._tasks.append(self._engine.submit(steps, f"step {self._step}, bucket {b}"))
+
+    # ---- step() -------------------------------------------------------------------------------
+
+    def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None) -> Any:
+        """Perform the optimizer's step with the means, and return what the closure does.
+
+        Raises:
+            NotFiniteError: a mean is NaN; on all ranks.
+        """
+        if closure is None:
+            self._means()  # if backward() was inside no_sync(), or not called at all
+            result: Any = optimizer.step()
+        else:
+            result = optimizer.step(self._averaging(closure))
+        self.forget()
+        return result
+
+    def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def averaging_closure() -> Any:
+            self.forget()
+            with torch.enable_grad():
+                loss = closure()
+            self._means()
+            return loss
+
+        return averaging_closure
+
+    def _means(self) -> None:
+        self.average()
+        if self.not_finite is not None:
+            raise self.not_finite
 
     # ---- at its end ---------------------------------------------------------------------------
 

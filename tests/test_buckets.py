@@ -117,7 +117,7 @@ def test_what_is_left_of_a_cut_parameter_shares_no_bucket_with_the_next():
 
 @pytest.mark.parametrize("bad", (0, -1.0, float("nan")))
 def test_bad_cap(bad):
-    expected = f"bucket_cap_mb must be positive, got {bad}; 4 is usual"
+    expected = f"bucket_cap_mb must be positive, got {bad}; 8 is usual"
     with pytest.raises(ValueError, match=expected):
         Buckets(named(1), bad)
 

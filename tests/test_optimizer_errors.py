@@ -215,7 +215,7 @@ def test_nothing_to_train():
 @pytest.mark.parametrize("cap", (0, -1.0, float("nan")))
 def test_a_bad_cap(cap):
     said = cases.messages(2, lambda comm: distributed(mlp(), comm, bucket_cap_mb=cap))
-    expected = f"bucket_cap_mb must be positive, got {cap}; 4 is usual"
+    expected = f"bucket_cap_mb must be positive, got {cap}; 8 is usual"
     assert said == [(ValueError, expected)] * 2
 
 

@@ -232,6 +232,39 @@ def test_accumulate_adds_the_weighted_decoded_values(compressor, kind):
     np.testing.assert_array_equal(as_numpy(out), y)
 
 
+def test_several_messages_are_added_as_one_after_the_other(compressor, kind):
+    """Over lengths that are added in parts, bit for bit."""
+    for numel in (1, 1001, 2 * 65536 + 77):
+        codec = compressor.fresh()
+        messages = [
+            (codec.new_payload(numel, like=kind(gaussian(1))), weight)
+            for weight in (1.0, -0.3, 0.7)
+        ]
+        for i, (payload, _) in enumerate(messages):
+            codec.encode(kind(gaussian(numel, seed=i)), (1, 2, i, 3), out=payload)
+        together, in_turn = (kind(gaussian(numel, seed=9)) for _ in range(2))
+        compressor.accumulate_all(messages, together)
+        for payload, weight in messages:
+            compressor.accumulate(payload, in_turn, weight)
+        assert as_numpy(together).tobytes() == as_numpy(in_turn).tobytes()
+
+
+def test_of_several_messages_one_may_be_a_refusal(compressor, kind):
+    good = compressor.fresh().encode(kind(gaussian(100)), KEY)
+    refusal = compressor.refuse(100, KEY, compressor.new_payload(100, like=kind(gaussian(1))))
+    out = kind(gaussian(100))
+    compressor.accumulate_all([(good, 1.0), (refusal, 1.0)], out)
+    assert np.isnan(as_numpy(out)).all()
+
+
+def test_nothing_is_added_if_one_message_does_not_fit(compressor, kind):
+    good, other = (compressor.fresh().encode(kind(gaussian(n)), KEY) for n in (100, 101))
+    out = kind(gaussian(100))
+    with pytest.raises(ValueError, match="out must have 101 coordinates, got 100"):
+        compressor.accumulate_all([(good, 1.0), (other, 1.0)], out)
+    assert as_numpy(out).tobytes() == gaussian(100).tobytes()
+
+
 # --- names and options
 
 

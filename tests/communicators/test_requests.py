@@ -1,0 +1,88 @@
+"""Requests are polled together, and nobody's mistake loses what has arrived for others."""
+
+import threading
+
+import pytest
+
+from decentral.communicators.requests import Operation, Requests
+
+
+class Request:
+    """One that is complete when the test says so."""
+
+    def __init__(self):
+        self.here = False
+
+    @staticmethod
+    def Testsome(requests, statuses):
+        found = [i for i, request in enumerate(requests) if request.here]
+        statuses[:] = [f"status of {requests[i]!r}" for i in found]
+        return found
+
+
+def test_each_lands_once_with_its_status_and_then_the_operation_is_complete():
+    requests, log = Requests(), []
+    three = [Request() for _ in range(3)]
+    pairs = [(r, lambda status, r=r: log.append((r, status))) for r in three[:2]]
+    operation = Operation(requests, [*pairs, (three[2], None)], None, lambda: log.append("then"))
+    assert not operation.poll() and not operation.complete and len(requests) == 3
+    three[1].here = three[2].here = True
+    assert operation.poll() and not operation.complete
+    assert not operation.poll()
+    three[0].here = True
+    assert operation.poll() and operation.complete and len(requests) == 0
+    in_order = (three[1], three[0])
+    assert log == [*((r, f"status of {r!r}") for r in in_order), "then"]
+
+
+def test_polling_one_operation_completes_another():
+    requests, first, second = Requests(), Request(), Request()
+    one, other = (Operation(requests, [(r, None)], None) for r in (first, second))
+    second.here = True
+    assert one.poll() and other.complete and not one.complete
+
+
+def test_an_operation_without_requests_is_complete():
+    operation = Operation(Requests(), [], None)
+    assert operation.complete and not operation.poll()
+    operation.wait()
+
+
+def test_one_that_fails_does_not_lose_the_others():
+    requests, log = Requests(), []
+
+    def fail(status):
+        raise ValueError("too long")
+
+    three = [Request() for _ in range(3)]
+    operation = Operation(requests, [(three[0], fail), (three[1], log.append)], None)
+    other = Operation(requests, [(three[2], log.append)], None)
+    for request in three:
+        request.here = True
+    with pytest.raises(ValueError, match="too long"):
+        other.wait()
+    assert len(log) == 2 and other.complete and operation.complete
+
+
+def test_what_a_request_leads_to_may_be_more_requests():
+    requests, first, second = Requests(), Request(), Request()
+    first.here = second.here = True
+    done = []
+    requests.add(first, lambda _: requests.add(second, done.append))
+    requests.wait_for(lambda: bool(done))
+    assert len(requests) == 0
+
+
+def test_two_threads_may_wait():
+    requests, here = Requests(), [Request() for _ in range(200)]
+    operations = [Operation(requests, [(r, None)], None) for r in here]
+    waiters = [threading.Thread(target=o.wait, daemon=True) for o in operations[::20]]
+    for waiter in waiters:
+        waiter.start()
+    for request in here:
+        request.here = True
+    for waiter in waiters:
+        waiter.join(30)
+        assert not waiter.is_alive()
+    operations[-1].wait()
+    assert all(o.complete for o in operations)
