@@ -11,7 +11,7 @@ from typing import Any
 from .base import Backoff
 
 # One test moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time.
-_PER_TEST_S = 500e-6
+_PER_TEST_S, _MOST_TESTS = 500e-6, 40  # in a poll, which is what the longest pause takes
 Landed = Callable[[Any], object]  # is given the status of the request
 
 
@@ -55,7 +55,7 @@ class Requests:
     def _test(self) -> list[int] | None:
         """Return which requests are complete; test the more often, the longer nobody has."""
         before, self._tested_at = self._tested_at, time.perf_counter()
-        for _ in range(1 + int((self._tested_at - before) / _PER_TEST_S)):
+        for _ in range(1 + min(_MOST_TESTS, int((self._tested_at - before) / _PER_TEST_S))):
             found: list[int] | None = self._requests[0].Testsome(self._requests, self._statuses)
             if found:
                 return found

@@ -1,9 +1,11 @@
 """Requests are polled together, and nobody's mistake loses what has arrived for others."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from decentral.communicators import requests as module
 from decentral.communicators.requests import Operation, Requests
 
 
@@ -71,6 +73,27 @@ def test_what_a_request_leads_to_may_be_more_requests():
     requests.add(first, lambda _: requests.add(second, done.append))
     requests.wait_for(lambda: bool(done))
     assert len(requests) == 0
+
+
+def test_what_nobody_has_tested_for_long_is_tested_more_often_but_not_for_ever(monkeypatch):
+    """An MPI moves so many bytes per call, and no more."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    requests, tests = Requests(), []
+
+    class Counted(Request):
+        @staticmethod
+        def Testsome(requests, statuses):
+            tests.append(clock.now)
+            return []
+
+    clock.now = 1000.0  # before there was anything to test for
+    requests.add(Counted(), tests.append)
+    for pause, expected in ((0.0, 1), (0.0022, 5), (3600.0, 41), (1e-5, 1)):
+        clock.now += pause
+        assert not requests.poll()
+        assert len(tests) == expected
+        tests.clear()
 
 
 def test_two_threads_may_wait():
