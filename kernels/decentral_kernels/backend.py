@@ -101,7 +101,7 @@ def accumulate_all(
         return
     kernel = _decoder(q, add=True)
     weighted = [(scales, codes, np.float32(weight)) for scales, codes, weight in messages]
-    each = _IN_CACHE if len(messages) > 1 else out.size
+    each = _IN_CACHE if len(messages) > 1 else max(1, out.size)
 
     def run(first: int, last: int) -> None:
         for a in range(first, last, each):
