@@ -39,18 +39,22 @@ class Mixer:
     def step(self, number: int, local_step: Callable[[], Any] | None) -> Any:
         """Do local_step(), which changes the parameters, mix them, and post the next messages.
 
+        A bucket's messages are waited for just before it is mixed, so that the wire has those of
+        the last buckets while local_step() runs, and of the first ones soon again.
+
         Raises:
             NotFiniteError: a parameter is NaN or inf; names rank, step and parameter.
         """
         buckets, algorithm = self._buckets, self._algorithm
-        self._engine.wait(*self._tasks)  # they read the old parameters' buffer
-        self._tasks = []
+        self._engine.wait_for_begin()  # until then messages are made of the old parameters' buffer
         buckets.gather(buckets.parameters, self._new)
         for old, new in zip(self._old, self._new, strict=True):
             old.copy_(new)
         result = local_step() if local_step is not None else None
         buckets.gather(buckets.parameters, self._new)
+        before, self._tasks = self._tasks, []
         for b, bucket in enumerate(buckets):
+            self._engine.wait(*before[b : b + 1])  # none in the first step
             try:
                 algorithm.update(b, bucket.of(self._old), bucket.of(self._new), number)
             except NotFiniteError as error:
@@ -62,4 +66,4 @@ class Mixer:
 
     def settle(self) -> None:
         """Return when all messages under way have arrived."""
-        self._engine.wait(*self._tasks)
+        self._engine.drain()

@@ -1,5 +1,7 @@
 """Gradients travel while backward() goes on, and the result is that of averaging at its end."""
 
+import threading
+
 import optimizer_cases as cases
 import pytest
 import torch
@@ -223,3 +225,26 @@ def test_shards_differ():
     model = mlp()
     losses = [float(loss_on(model, shard(r, SIZE)).detach()) for r in range(SIZE)]
     assert len(set(losses)) == SIZE
+
+
+@pytest.mark.parametrize("compressed", ("none", "nuqsgd"))
+def test_with_gossip_the_local_step_does_not_wait_for_messages(compressed):
+    """They are collected just before a bucket is mixed; a neighbor may be as late as that."""
+    computed = threading.Event()
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm, cases.algorithm("ecd-psgd", compressed))
+
+        def closure():
+            if comm.rank == 0 and opt.stats()["steps"] == 1:
+                computed.set()
+            return loss_on(model, shard(comm.rank, SIZE))
+
+        if comm.rank == 1:
+            assert computed.wait(30)  # it has not yet sent anything
+        for _ in range(3):
+            opt.step(closure)
+        return opt.stats()["steps"]
+
+    assert on_ranks(SIZE, rank) == [3] * SIZE
