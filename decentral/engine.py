@@ -56,8 +56,7 @@ class Engine:
     """Drives tasks in a thread of its own, or in wait() where MPI takes calls of one thread only.
 
     An exception in a task ends the thread's work: every wait() from then on raises it, with a note
-    of the task. `communication_s` counts the seconds with a task under way, `waited_s` those that
-    wait() took.
+    of the task. `waited_s` counts the seconds that wait() took.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -69,9 +68,15 @@ class Engine:
         self._failure: BaseException | None = None
         self._reached: list[Callable[[], bool]] = []  # what those who wait, wait for
         self._ended = False
-        self._since = 0.0
-        self.communication_s = self.waited_s = 0.0
+        self._since = self._communicated_s = self.waited_s = 0.0
         atexit.register(_end, weakref.ref(self))
+
+    @property
+    def communication_s(self) -> float:
+        """The seconds with a task under way, until now."""
+        with self._changed:
+            since = time.perf_counter() - self._since if self._tasks else 0.0
+            return self._communicated_s + since
 
     def submit(self, steps: Steps, what: str) -> Task:
         """Start a task; `what` is said of it when it fails."""
@@ -104,12 +109,14 @@ class Engine:
     def _wait_until(self, reached: Callable[[], bool]) -> None:
         if not (reached() and self._failure is None):
             start = time.perf_counter()
-            self._reached.append(reached)
+            with self._changed:
+                self._reached.append(reached)
             self._wake.set()
             try:
                 self._drive(reached) if not self._comm.threaded else self._watch(reached)
             finally:
-                self._reached.remove(reached)
+                with self._changed:
+                    self._reached.remove(reached)
                 self.waited_s += time.perf_counter() - start
         if self._failure is not None:
             raise self._failure
@@ -188,7 +195,7 @@ class Engine:
             if task.done:
                 self._tasks.remove(task)
                 if not self._tasks:
-                    self.communication_s += time.perf_counter() - self._since
+                    self._communicated_s += time.perf_counter() - self._since
             if any(reached() for reached in self._reached):  # who wakes up for less takes the GIL
                 self._changed.notify_all()
 

@@ -2,55 +2,11 @@
 
 import sys
 import threading
-import weakref
-from types import SimpleNamespace
 
 import pytest
+from engine_cases import MADE, SOON, Fails, Message, arrived, make, waits_for
 
-import decentral.engine
-from decentral.engine import Engine, run_now
-
-SOON = 30  # seconds; only a failure takes so long
-MADE = []  # the messages of this test
-
-
-class Message:
-    """What a task waits for; it is there as soon as arrive() is called."""
-
-    def __init__(self):
-        self._here = threading.Event()
-        MADE.append(self)
-
-    def arrive(self):
-        self._here.set()
-
-    @property
-    def complete(self):
-        return self._here.is_set()
-
-    def poll(self):
-        return False
-
-    def wait(self):
-        assert self._here.wait(SOON)
-
-
-class Fails:
-    complete = False
-
-    def poll(self):
-        raise ConnectionError("cable cut")
-
-
-def arrived():
-    message = Message()
-    message.arrive()
-    return message
-
-
-def make(threaded=True):
-    """Return an engine of rank 3; all that it asks of a communicator are these three."""
-    return Engine(SimpleNamespace(rank=3, spins=0, threaded=threaded))
+from decentral.engine import run_now
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +20,6 @@ def _no_thread_waits_for_ever():
 @pytest.fixture(params=(True, False), ids=("thread", "no thread"))
 def engine(request):
     return make(request.param)
-
-
-def waits_for(*messages, log=None, name=None, result=None):
-    """Return a task that notes each of its segments in the log."""
-    for i, message in enumerate(messages):
-        if log is not None:
-            log.append((name, i))
-        yield message
-    if log is not None:
-        log.append((name, len(messages)))
-    return result
 
 
 def test_run_now_waits_and_returns_the_result():
@@ -257,58 +202,3 @@ def test_wait_for_begin_waits():
     may_begin.set()
     waiter.join(SOON)
     assert log == ["begun", "returned"]
-
-
-def test_the_thread_ends_when_idle_and_another_takes_over(monkeypatch):
-    monkeypatch.setattr(decentral.engine, "_IDLE_S", 1e-3)
-    engine, threads = make(), []
-
-    def task():
-        threads.append(threading.current_thread())
-        yield arrived()
-
-    for _ in range(2):
-        engine.wait(engine.submit(task(), "a task"))
-        threads[-1].join(SOON)
-        assert not threads[-1].is_alive()
-    assert threads[0] is not threads[1]
-
-
-def test_no_task_is_lost_where_the_thread_ends_and_starts_all_the_time(monkeypatch):
-    monkeypatch.setattr(decentral.engine, "_IDLE_S", 0.0)
-    engine = make()
-    for i in range(500):
-        task = engine.submit(waits_for(arrived(), result=i), f"task {i}")
-        engine.wait(task)
-        assert task.result == i
-
-
-def test_what_is_under_way_when_the_script_ends_is_finished(engine):
-    messages = [arrived(), Message()]
-    task = engine.submit(waits_for(*messages), "the last step")
-    messages[1].arrive()
-    decentral.engine._end(weakref.ref(engine))
-    assert task.done
-
-
-def test_the_end_of_the_script_waits_only_for_so_long_and_ends_the_thread(engine):
-    task = engine.submit(waits_for(Message()), "a step that no other rank does")
-    engine.end(timeout=0.01)
-    assert not task.done
-    assert engine._thread is None or not engine._thread.is_alive()
-
-
-def test_the_end_is_not_held_up_by_what_has_failed(engine):
-    engine.submit(waits_for(Fails()), "a task")
-    with pytest.raises(ConnectionError):
-        engine.drain()
-    engine.end(timeout=SOON)
-    assert engine._thread is None or not engine._thread.is_alive()
-
-
-def test_an_engine_that_is_gone_has_nothing_to_end():
-    engine = make()
-    reference = weakref.ref(engine)
-    del engine
-    assert reference() is None
-    decentral.engine._end(reference)

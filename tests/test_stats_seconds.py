@@ -78,6 +78,16 @@ def test_tasks_at_the_same_time_count_once(clock, engine):
     assert seconds(engine) == (22 + 5, 2 + 5)
 
 
+def test_what_is_under_way_counts_until_now(clock, engine):
+    """Gossip's first messages of a step may be submitted before the last ones of another came."""
+    for step in range(3):
+        engine.submit(sequence(clock.message(1)), f"step {step}")
+        clock.now += 10
+        assert seconds(engine) == (10 * (step + 1), 0)
+    engine.drain()
+    assert seconds(engine)[0] == 33 and engine.waited_s == 3
+
+
 def test_an_exception_ends_the_waiting_that_is_counted(clock, engine):
     def task():
         yield clock.message(2)
@@ -109,7 +119,7 @@ def test_seconds_count_from_0_and_a_rank_alone_has_none(name):
 def test_hidden_is_the_share_that_was_not_waited_for(communication, waited, hidden):
     def rank(comm):
         opt = distributed(mlp(), comm)
-        opt._engine.communication_s, opt._engine.waited_s = communication, waited
+        opt._engine._communicated_s, opt._engine.waited_s = communication, waited
         return opt.stats()["hidden"]
 
     assert on_ranks(2, rank) == [hidden] * 2
@@ -120,7 +130,7 @@ def test_a_share_is_not_negative():
 
     def rank(comm):
         opt = distributed(mlp(), comm)
-        opt._engine.communication_s, opt._engine.waited_s = 2.0, 2.1
+        opt._engine._communicated_s, opt._engine.waited_s = 2.0, 2.1
         return opt.stats()["hidden"]
 
     assert on_ranks(2, rank) == [0.0] * 2

@@ -12,17 +12,14 @@ The gradient is taken before mixing, so the two overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from decentral_kernels.elementwise import Elementwise
+from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor
 from ..payload import as_array
 from .base import GossipAlgorithm, Publishing, TopologyLike
-
-Number = Any  # in a formula
 
 
 @Elementwise

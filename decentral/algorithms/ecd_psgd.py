@@ -24,13 +24,11 @@ from typing import Any
 
 from torch import Tensor
 
-from decentral_kernels.elementwise import Elementwise
+from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor, check_finite
 from ..payload import as_array
 from .base import GossipAlgorithm, Publishing, TopologyLike
-
-Number = Any  # in a formula
 
 
 @Elementwise

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from .backend import GRAIN
 from .threads import share
 
-_GRAIN = 1 << 17  # coordinates that make a thread worth its while
 _INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
+Number = Any  # what a formula's parameters are: a number, an array or a tensor
 
 
 class Elementwise:
@@ -48,18 +49,20 @@ class Elementwise:
             results = self.function(*arguments)
             for vector, result in zip(vectors, results, strict=False):
                 vector.copy_(result)
-            return all(bool(vector.isfinite().all()) for vector, _ in zip(vectors, results))  # noqa: B905
+            return all(
+                bool(vector.isfinite().all()) for vector, _ in zip(vectors, results, strict=False)
+            )
         numbers = [np.float32(number) for number in arguments[len(vectors) :]]
         loop = self._loop
 
         def run(first: int, last: int) -> int:
             return int(loop(*[v[first:last] for v in vectors], *numbers))
 
-        return max(share(run, len(vectors[0]), _GRAIN)) < _INF
+        return max(share(run, len(vectors[0]), GRAIN)) < _INF
 
     def compile(self) -> None:
         """Compile the loop for the CPU, or load it from the disk cache, so that no call has to."""
-        assert self._loop
+        _ = self._loop
 
     @cached_property
     def _loop(self) -> Any:
