@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decentral_topologies import Ring, Torus, torus
+from decentral_topologies import Ring, Torus, lattice
 
 side = st.integers(1, 8)
 
@@ -125,10 +125,10 @@ def test_a_bad_shape_is_refused(options, message):
 
 @pytest.fixture
 def log(caplog):
-    torus._warn_prime.cache_clear()
+    lattice._warn_prime.cache_clear()
     caplog.set_level(logging.DEBUG, logger="decentral")
     yield caplog
-    torus._warn_prime.cache_clear()
+    lattice._warn_prime.cache_clear()
 
 
 def test_a_prime_size_says_once_that_it_is_a_ring(log):

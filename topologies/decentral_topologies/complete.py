@@ -17,4 +17,5 @@ class Complete(Topology):
         """Return size - 1; Raises ValueError on a bad rank."""
         # Without this, weights() would list n neighbors of n neighbors.
         self._checked(rank)
+        self._phase(step)
         return self.size - 1

@@ -28,12 +28,14 @@ def elide(items: Sequence[str], filler: str = ELLIPSIS, limit: int = 10) -> list
 
 
 def to_text(topology: Topology) -> str:
-    """Return a text picture, then one line: edges, degree, spectral gap."""
+    """Return a text picture of step 0, then a line: edges, degree, spectral gap."""
     return f"{topology.sketch() or _neighbor_list(topology)}\n{_summary(topology)}"
 
 
 def draw(topology: Topology, path_or_axes: str | os.PathLike[str] | Axes | None = None) -> Figure:
     """Draw into the given axes, or on a new figure, saved if given a path, and return the figure.
+
+    Directed edges are arrows; of a topology that changes with the step, step 0 is drawn.
 
     Raises ImportError if networkx or matplotlib is missing, ValueError on a file extension that
     matplotlib cannot write.
@@ -55,10 +57,11 @@ def draw(topology: Topology, path_or_axes: str | os.PathLike[str] | Axes | None 
 
 def _neighbor_list(topology: Topology) -> str:
     width = len(str(topology.size - 1))
+    link = " → " if topology.directed else ": "
     lines = []
     for rank in range(topology.size):
-        neighbors = " ".join(elide([f"{j:{width}}" for j in topology.neighbors(rank)]))
-        lines.append(f"{rank:{width}}: {neighbors}".rstrip(" :"))
+        targets = " ".join(elide([f"{j:{width}}" for j in topology.targets(rank)]))
+        lines.append(f"{rank:{width}}{link}{targets}" if targets else f"{rank:{width}}")
     return "\n".join(elide(lines, "⋮".rjust(width)))
 
 
@@ -66,10 +69,14 @@ def _summary(topology: Topology) -> str:
     edges = len(topology.edges())
     degrees = sorted({topology.degree(rank) for rank in range(topology.size)})
     degree = str(degrees[0]) if len(degrees) == 1 else f"{degrees[0]} to {degrees[-1]}"
-    return (
-        f"{topology.name} of {topology.size}: {edges} edge{'' if edges == 1 else 's'}, "
-        f"degree {degree}, spectral gap {topology.spectral_gap():.3g}"
+    summary = (
+        f"{topology.name} of {topology.size}: {edges} {'directed ' * topology.directed}"
+        f"edge{'' if edges == 1 else 's'}, degree {degree}, "
+        f"spectral gap {topology.spectral_gap():.3g}"
     )
+    if topology.period > 1:
+        summary += f"\nthis is step 0 of {topology.period}; the gap is that of all of them"
+    return summary
 
 
 def _needed(module: str) -> Any:
@@ -83,17 +90,17 @@ def _needed(module: str) -> Any:
 
 
 def _draw_graph(networkx: Any, topology: Topology, axes: Any) -> None:
-    positions = topology.layout() or _circle(topology.size)
+    positions = topology.layout() or circle(topology.size)
     at = dict(enumerate(positions))
-    graph = networkx.Graph(topology.edges())
+    graph = (networkx.DiGraph if topology.directed else networkx.Graph)(topology.edges())
     graph.add_nodes_from(at)
     curved = [edge for edge in topology.edges() if _hidden(edge, positions)]
     straight = sorted(set(topology.edges()) - set(curved))
-    style = {"ax": axes, "edge_color": "#7a8794", "width": 1.4}
+    style = {"ax": axes, "edge_color": "#7a8794", "width": 1.4, "node_size": 320}
     networkx.draw_networkx_edges(graph, at, edgelist=straight, **style)
     for i, j in curved:
         # The same height for long and short arcs, so that none runs through the next row's ranks.
-        # arrows=True selects patches that can bend; on an undirected graph they have no heads.
+        # arrows=True selects patches that can bend; only on a directed graph they have heads.
         bend = f"arc3,rad={0.8 / math.dist(at[i], at[j])}"
         networkx.draw_networkx_edges(
             graph, at, edgelist=[(i, j)], arrows=True, connectionstyle=bend, **style
@@ -113,7 +120,7 @@ def _frame(axes: Any, positions: list[Position]) -> None:
     axes.set_axis_off()
 
 
-def _circle(size: int) -> list[Position]:
+def circle(size: int) -> list[Position]:
     """Return positions about 1 apart, clockwise from rank 0 on top."""
     radius = max(1.0, size / (2 * math.pi))
     turns = (2 * math.pi * rank / size for rank in range(size))
