@@ -16,12 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m decentral_topologies", description="Show a topology."
     )
-    parser.add_argument("name", help=", ".join(available()))
+    names = available(from_size=None)
+    parser.add_argument("name", help=", ".join(names))
     parser.add_argument("size", type=int, help="number of ranks")
     parser.add_argument("--output", metavar="FILE", help="write a drawing: .png, .svg, .pdf")
-    options = sorted({option for name in available() for option in options_of(name)})
+    options = sorted({option for name in names for option in options_of(name)})
     for option in options:
-        parser.add_argument(f"--{option}", type=int, metavar="N")
+        takers = ", ".join(name for name in names if option in options_of(name))
+        parser.add_argument(f"--{option}", type=_value, metavar="X", help=f"of {takers}")
     given = parser.parse_args(arguments)
     chosen = {option: getattr(given, option) for option in options}
     try:
@@ -37,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw(topology, given.output)
     except (ValueError, ImportError, OSError) as error:
         parser.error(str(error))
+
+
+def _value(text: str) -> int | float | str:
+    """Return a number if it is one; whether the option may be one, its topology says."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
 
 
 if __name__ == "__main__":
