@@ -1,69 +1,137 @@
-"""Gossip steps: mix parameters with what has arrived, and let the next messages go meanwhile."""
+"""Steps that exchange what became of the parameters: gossip, and means after local steps."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from .algorithms import GossipAlgorithm
+from .algorithms import GossipAlgorithm, GradientAlgorithm
 from .buckets import Buckets, Flat
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task
 from .gradients import hold
-from .reducer import located
+from .reducer import complaint, located
+
+LocalStep = Callable[[], Any]
 
 
-class Mixer:
-    """Does the steps of one optimizer whose ranks gossip.
+class Rounds(ABC):
+    """Rounds of `local_steps` steps of an optimizer, with an exchange at the end of each.
 
-    Parameters that are float32 and dense are moved into one flat vector, where the algorithm
-    changes them in place; `flat` is another, for the parameters before a step.
+    Parameters that are float32 and dense are moved into one flat vector, where they are changed in
+    place; `flat` is another, for the parameters at the beginning of a round. Exchanges count from
+    1, and are what an algorithm calls a step.
     """
 
     def __init__(
-        self,
-        algorithm: GossipAlgorithm,
-        buckets: Buckets,
-        flat: Flat,
-        comm: Communicator,
-        engine: Engine,
+        self, buckets: Buckets, flat: Flat, comm: Communicator, engine: Engine, local_steps: int
     ) -> None:
-        self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
-        self._engine = engine
+        self._buckets, self._comm, self._engine = buckets, comm, engine
+        self._local_steps = local_steps
         self._new, self._old = buckets.empty(), flat
         buckets.adopt(self._new)
         hold(buckets.parameters)
-        self._tasks: list[Task] = []
 
-    def step(self, number: int, local_step: Callable[[], Any] | None) -> Any:
-        """Do local_step(), which changes the parameters, mix them, and post the next messages.
-
-        A bucket's messages are waited for just before it is mixed, so that the wire has those of
-        the last buckets while local_step() runs, and of the first ones soon again.
+    def step(self, number: int, local_step: LocalStep | None) -> Any:
+        """Do local_step(), which changes the parameters, and exchange at the end of a round.
 
         Raises:
             NotFiniteError: a parameter is NaN or inf; names rank, step and parameter.
         """
-        buckets, algorithm = self._buckets, self._algorithm
+        if (number - 1) % self._local_steps == 0:
+            self._begin()
+        result = local_step() if local_step is not None else None
+        if number % self._local_steps == 0:
+            self._buckets.gather(self._buckets.parameters, self._new)
+            self._exchange(number // self._local_steps)
+            self._buckets.scatter(self._new)
+        return result
+
+    def _begin(self) -> None:
+        """Keep the parameters of the beginning of a round."""
         self._engine.wait_for_begin()  # until then messages are made of the old parameters' buffer
-        buckets.gather(buckets.parameters, self._new)
+        self._buckets.gather(self._buckets.parameters, self._new)
         for old, new in zip(self._old, self._new, strict=True):
             old.copy_(new)
-        result = local_step() if local_step is not None else None
-        buckets.gather(buckets.parameters, self._new)
-        before, self._tasks = self._tasks, []
-        for b, bucket in enumerate(buckets):
-            self._engine.wait(*before[b : b + 1])  # none in the first step
-            try:
-                algorithm.update(b, bucket.of(self._old), bucket.of(self._new), number)
-            except NotFiniteError as error:
-                raise located(error, self._comm.rank, number, b, buckets) from error
-            what = f"step {number}, bucket {b}"
-            self._tasks.append(self._engine.submit(algorithm.publish(b, number), what))
-        buckets.scatter(self._new)
-        return result
+
+    @abstractmethod
+    def _exchange(self, t: int) -> None:
+        """Make the parameters of the next round of those of the last one, and what was reached."""
 
     def settle(self) -> None:
         """Return when all messages under way have arrived."""
         self._engine.drain()
+
+    def state_dict(self, number: int) -> dict[str, Any]:
+        """Return what is to be kept after so many steps: a round may have begun."""
+        begun = number % self._local_steps != 0
+        return {"beginning": [old.clone() for old in self._old]} if begun else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what state_dict() returned."""
+        for old, saved in zip(self._old, state.get("beginning", ()), strict=False):
+            old.copy_(saved)
+
+
+class Mixer(Rounds):
+    """Mix parameters with what has arrived, and let the next messages go meanwhile."""
+
+    def __init__(self, algorithm: GossipAlgorithm, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._algorithm = algorithm
+        self._tasks: list[Task] = []
+
+    def _exchange(self, t: int) -> None:
+        """See Rounds._exchange.
+
+        A bucket's messages are waited for just before it is mixed, so that the wire has those of
+        the last buckets while the optimizer runs, and of the first ones soon again.
+        """
+        algorithm = self._algorithm
+        before, self._tasks = self._tasks, []
+        for b, bucket in enumerate(self._buckets):
+            self._engine.wait(*before[b : b + 1])  # none in the first step
+            try:
+                algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
+            except NotFiniteError as error:
+                raise located(error, self._comm.rank, t, b, self._buckets) from error
+            what = f"step {t}, bucket {b}"
+            self._tasks.append(self._engine.submit(algorithm.publish(b, t), what))
+        if algorithm.synchronous:
+            for b, bucket in enumerate(self._buckets):
+                self._engine.wait(self._tasks[b])
+                algorithm.finish(b, bucket.of(self._new), t)
+
+
+class PeriodicMean(Rounds):
+    """Average what the parameters moved by in a round, as if that were a gradient.
+
+    Stich: "Local SGD Converges Fast and Communicates Little", ICLR 2019, arXiv:1805.09767, with
+    the differences compressed as in Reisizadeh et al.: "FedPAQ", AISTATS 2020, arXiv:1909.13014.
+    After it all ranks have the same parameters, bit for bit.
+    """
+
+    def __init__(self, algorithm: GradientAlgorithm, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._algorithm = algorithm
+
+    def _exchange(self, t: int) -> None:
+        """See Rounds._exchange."""
+        self._subtract()
+        self._algorithm.begin_step(t, [[1.0] * len(b.indices) for b in self._buckets])
+        tasks = []
+        for b, bucket in enumerate(self._buckets):
+            steps = self._algorithm.average(b, bucket.of(self._new), t)
+            tasks.append(self._engine.submit(steps, f"step {t}, bucket {b}"))
+        self._engine.wait(*tasks)
+        error = complaint([task.result for task in tasks], self._comm, t, self._buckets)
+        if error is not None:
+            raise error
+        self._subtract()
+
+    def _subtract(self) -> None:
+        """Turn parameters into what they moved by, or back."""
+        for old, new in zip(self._old, self._new, strict=True):
+            new.neg_().add_(old)

@@ -14,8 +14,9 @@ from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import Buckets
 from .communicators import Communicator, as_communicator
+from .compressors.base import is_whole
 from .engine import Engine
-from .mixer import Mixer
+from .mixer import Mixer, PeriodicMean, Rounds
 from .reducer import Reducer
 from .scaling import unscale
 from .startup import (
@@ -49,6 +50,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         seed: of the compressor's draws, equal on all ranks.
         bucket_cap_mb: MiB of float32 that travel as one message; less than DDP's 25, since encoding
             one overlaps with sending another.
+        local_steps: steps that ranks do alone between two exchanges. With gossip, parameters are
+            mixed after each so many; with a gradient algorithm, gradients stay local, and what the
+            parameters moved by is averaged: periodic averaging, or local SGD.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -69,7 +73,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         *,
         seed: int = 0,
         bucket_cap_mb: float = 8.0,
+        local_steps: int = 1,
     ) -> None:
+        if not is_whole(local_steps) or local_steps < 1:
+            raise ValueError(f"local_steps must be an integer of at least 1, got {local_steps!r}")
         self.optimizer = optimizer
         # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
         self.__setstate__({"defaults": optimizer.defaults})
@@ -77,7 +84,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._algorithm = algorithm
         self._communicator = as_communicator(comm)
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
-        self._steps, self._seed = 0, seed
+        self._steps, self._seed, self._local_steps = 0, seed, local_steps
         self._consensus_distance = 0.0
         self._bytes = {"startup": self._comm.bytes_sent, "averaging": 0}
         with self._counting("startup"):
@@ -89,7 +96,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         model, trained = self._model, trained_parameters(self.optimizer, self._model)
         options = {
             "the algorithm": algorithm,
-            "seed and bucket_cap_mb": (self._seed, bucket_cap_mb),
+            "seed, bucket_cap_mb and local_steps": (self._seed, bucket_cap_mb, self._local_steps),
             "the optimizer": hyperparameters(self.optimizer),
         }
         check_agreement(comm, fingerprint(options, model, trained))
@@ -103,13 +110,18 @@ class DistributedOptimizer(torch.optim.Optimizer):
         algorithm.start(self._seed, vectors, [bucket.numels for bucket in self._buckets])
         self._engine = Engine(comm)
         self._reducer: Reducer | None = None
-        self._mixer: Mixer | None = None
-        if comm.size > 1 and isinstance(algorithm, GradientAlgorithm):
+        self._rounds: Rounds | None = None
+        if comm.size == 1:
+            return
+        rounds = (self._buckets, x, comm, self._engine, self._local_steps)
+        if isinstance(algorithm, GossipAlgorithm):
+            self._rounds = Mixer(algorithm, *rounds)
+        elif isinstance(algorithm, GradientAlgorithm) and self._local_steps > 1:
+            self._rounds = PeriodicMean(algorithm, *rounds)
+        elif isinstance(algorithm, GradientAlgorithm):
             self._reducer = Reducer(
                 algorithm, self._buckets, comm, self._engine, self._begin_averaging
             )
-        elif comm.size > 1 and isinstance(algorithm, GossipAlgorithm):
-            self._mixer = Mixer(algorithm, self._buckets, x, comm, self._engine)
 
     def _begin_averaging(self) -> int:
         step = self._steps + 1
@@ -158,6 +170,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             **self._identity(),
             "steps": self._steps,
             "state": self._algorithm.state_dict(),
+            "round": self._rounds.state_dict(self._steps) if self._rounds is not None else {},
         }
         return {**self.optimizer.state_dict(), "decentral": ours}
 
@@ -169,6 +182,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "size": self._comm.size,
             "seed": self._seed,
             "buckets": [b.numel for b in self._buckets],
+            "local_steps": self._local_steps,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -186,6 +200,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._settle()
         self.optimizer.load_state_dict(theirs)
         self._algorithm.load_state_dict(ours["state"])
+        if self._rounds is not None:
+            self._rounds.load_state_dict(ours["round"])
         self._steps = ours["steps"]
 
     # ---- one step ---------------------------------------------------------------------------
@@ -213,10 +229,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
             NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
         """
         overflow = unscale(self, self.optimizer)
-        if self._mixer is not None:
+        if self._rounds is not None:
             # Optimizers turn gradients on for their closure themselves.
             local = None if overflow else self._local_step(closure)
-            result = self._mixer.step(self._steps + 1, local)
+            result = self._rounds.step(self._steps + 1, local)
         else:
             if overflow is not None and self._reducer is not None and not self._reducer.averaged:
                 raise RuntimeError(
@@ -237,8 +253,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""
-        if self._mixer is not None:
-            self._mixer.settle()
+        if self._rounds is not None:
+            self._rounds.settle()
 
     @contextmanager
     def _counting(self, what: str) -> Iterator[None]:

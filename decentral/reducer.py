@@ -7,7 +7,7 @@ backward() the rest follows, and all means are waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -165,7 +165,8 @@ class Reducer:
         self._launch()
         self._engine.wait(*self._tasks)
         self._hand_out()
-        self.not_finite = self._complaint()
+        results = [task.result for task in self._tasks]
+        self.not_finite = complaint(results, self._comm, self._step, self._buckets)
         self.averaged = True
         self._reset()
 
@@ -179,16 +180,21 @@ class Reducer:
             elif i not in unused:
                 p.grad = view if p.dtype == view.dtype else view.to(p.dtype)
 
-    def _complaint(self) -> NotFiniteError | None:
-        """Return what made a mean NaN, in the words of the rank that knows; all ranks have one."""
-        results: list[NotFiniteError | None] = [task.result for task in self._tasks]
-        found = [(b, error) for b, error in enumerate(results) if error is not None]
-        if not found:
-            return None
-        b, error = min(found, key=lambda pair: pair[1].index < 0)  # its own mistake, if there is
-        mine = located(error, self._comm.rank, self._step, b, self._buckets)
-        everyone = self._comm.all_gather_object(mine)
-        return next((e for e in everyone if e.index >= 0), mine)
+
+def complaint(
+    results: Sequence[NotFiniteError | None], comm: Communicator, step: int, buckets: Buckets
+) -> NotFiniteError | None:
+    """Return what made a mean NaN, in the words of the rank that knows; all ranks have one.
+
+    `results` are those of Averaging, by bucket.
+    """
+    found = [(b, error) for b, error in enumerate(results) if error is not None]
+    if not found:
+        return None
+    b, error = min(found, key=lambda pair: pair[1].index < 0)  # its own mistake, if there is
+    mine = located(error, comm.rank, step, b, buckets)
+    everyone = comm.all_gather_object(mine)
+    return next((e for e in everyone if e.index >= 0), mine)
 
 
 def located(

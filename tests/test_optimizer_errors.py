@@ -137,8 +137,14 @@ MISMATCHES = {
         {"how": lambda: ECDPSGD("ring", NUQSGD(4), horizon=4)},
         r"algorithm: .*horizon=4.* has .*horizon=10",
     ),
-    "seed": ({"seed": 8}, r"seed and bucket_cap_mb: rank 1 got \(8, 25.0\), rank 0 has \(7, 25.0"),
-    "cap": ({"cap": 1.0}, r"seed and bucket_cap_mb: rank 1 got \(7, 1.0\), rank 0 has \(7, 25.0"),
+    "seed": (
+        {"seed": 8},
+        r"seed, bucket_cap_mb and local_steps: rank 1 got \(8, 25.0, 1\), rank 0 has \(7, 25",
+    ),
+    "cap": (
+        {"cap": 1.0},
+        r"seed, bucket_cap_mb and local_steps: rank 1 got \(7, 1.0, 1\), rank 0 has \(7, 25",
+    ),
     "trained": (
         {"train": lambda model: model[2].parameters()},
         r"rank 1 got what the optimizer trains \('2\.weight'\), rank 0 has .*trains \('0\.weight'",

@@ -7,12 +7,30 @@ from typing import Any
 from ..compressors.base import Compressor
 from ..registry import Registry
 from .all_reduce import AllReduce
-from .base import Algorithm, GossipAlgorithm, GradientAlgorithm, TopologyLike
+from .base import Algorithm, GradientAlgorithm
+from .choco_sgd import ChocoSGD
 from .d_psgd import DPSGD
+from .dcd_psgd import DCDPSGD
+from .deep_squeeze import DeepSqueeze
 from .ecd_psgd import ECDPSGD
+from .gossip import GossipAlgorithm, TopologyLike
 from .int_diana import IntDIANA
+from .qg_dsgdm import QGDSGDm
+from .sgp import SGP
 
-_REGISTRY: Registry[Algorithm] = Registry("algorithm", AllReduce, IntDIANA, DPSGD, ECDPSGD)
+# A paper is its own file and a line here.
+_REGISTRY: Registry[Algorithm] = Registry(
+    "algorithm",
+    AllReduce,
+    IntDIANA,
+    DPSGD,
+    DCDPSGD,
+    ECDPSGD,
+    ChocoSGD,
+    DeepSqueeze,
+    SGP,
+    QGDSGDm,
+)
 
 
 def available() -> tuple[str, ...]:
@@ -49,13 +67,18 @@ def from_name(
 
 
 __all__ = [
+    "DCDPSGD",
     "DPSGD",
     "ECDPSGD",
+    "SGP",
     "Algorithm",
     "AllReduce",
+    "ChocoSGD",
+    "DeepSqueeze",
     "GossipAlgorithm",
     "GradientAlgorithm",
     "IntDIANA",
+    "QGDSGDm",
     "available",
     "from_name",
     "options_of",

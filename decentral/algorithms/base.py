@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-
-import decentral_topologies
-from decentral_topologies import Topology
 
 from ..communicators.base import Communicator, Pending
 from ..compressors.base import Compressor, NotFiniteError, lossless
@@ -19,9 +15,6 @@ from ..payload import Payload
 # What runs in the background yields the operations that it waits for, and returns a result.
 Averaging = Generator[Pending, None, "NotFiniteError | None"]
 Publishing = Generator[Pending, None, None]
-
-# By name, as an object, or as a function of the number of ranks, which a script may not know yet.
-TopologyLike = str | Topology | Callable[[int], Topology]
 
 
 class Algorithm(ABC):
@@ -98,12 +91,6 @@ class Algorithm(ABC):
         key = (self._seed, step, self.comm.rank, bucket)
         return self.compressor.encode(message, key, out=self._own[bucket])
 
-    def _post(self, bucket: int, step: int) -> Pending:
-        """Send the encoded message to all peers, and start to receive theirs."""
-        # Neighbors are at most one step apart, so two tags per bucket keep their messages apart.
-        tag = 2 * bucket + step % 2
-        return self.comm.exchange(self._own[bucket], self._received[bucket], tag)
-
     def _arrived(self, bucket: int, source: int, step: int) -> Payload:
         """Return the message of a peer, which the exchange has completed.
 
@@ -149,91 +136,3 @@ class GradientAlgorithm(Algorithm):
         What it returns is None, or why the mean is not finite on any rank: this one's mistake, with
         the coordinate, or (index -1) another's.
         """
-
-
-class GossipAlgorithm(Algorithm):
-    """Every rank holds parameters of its own and mixes them with its neighbors'.
-
-    What arrives from the neighbors is added into S, weighted by W: updates are linear, so there is
-    no replica per neighbor. An algorithm says what S means; one that updates it for ever keeps it
-    relative to its own estimate, S_i = sum_j W_ij (xt_j - xt_i), which is small, so that what
-    rounding adds to it stays small too. A step is update(), which finds S complete, and publish(),
-    which runs in the background during the next forward and backward pass.
-    """
-
-    def __init__(
-        self, topology: TopologyLike = "ring", compressor: Compressor | None = None
-    ) -> None:
-        super().__init__(compressor)
-        self.topology: TopologyLike = topology  # a Topology as soon as the ranks are known
-
-    def join(self, comm: Communicator) -> None:
-        """See Algorithm.join."""
-        graph = self._graph(comm.size)
-        super().join(comm)
-        self.topology = graph
-        self.W = graph.weights(comm.rank)
-
-    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
-        """See Algorithm.start."""
-        super().start(seed, vectors, parts)
-        self.S = [torch.zeros_like(v) for v in vectors]
-
-    def _graph(self, size: int) -> Topology:
-        if isinstance(self.topology, str):
-            return decentral_topologies.from_name(self.topology, size)
-        graph = self.topology if isinstance(self.topology, Topology) else self.topology(size)
-        if graph.size != size:
-            raise ValueError(
-                f"{self.name}: {graph!r} is for {graph.size} ranks, but there are {size}"
-            )
-        if graph.directed or graph.time_varying:
-            raise ValueError(
-                f"{self.name}: needs an undirected topology that stays the same, got {graph!r}; "
-                f"use one of {', '.join(decentral_topologies.available())}"
-            )
-        return graph
-
-    def peers(self) -> Iterable[int]:
-        """Return the neighbors."""
-        return [j for j in self.W if j != self.comm.rank]
-
-    @abstractmethod
-    def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
-        """Turn x_new, where the local optimizer took x, into the next iterate, in place.
-
-        x, which is left to the algorithm until publish() is complete, may be overwritten; both are
-        float32[numel].
-
-        Raises:
-            NotFiniteError: the iterate holds NaN or inf.
-        """
-
-    @abstractmethod
-    def publish(self, bucket: int, step: int) -> Publishing:
-        """Send what the neighbors need to know of the iterate, and add what theirs is to S."""
-
-    def _gossip(
-        self, bucket: int, step: int, weight: float, *own: tuple[Payload, float]
-    ) -> Publishing:
-        """Exchange the encoded messages; the neighbors' go into S with W_ij * `weight`.
-
-        And so do messages of one's `own`, with weights of theirs.
-        """
-        yield self._post(bucket, step)
-        theirs = [(self._arrived(bucket, j, step), self.W[j] * weight) for j in self.peers()]
-        self.compressor.accumulate_all([*own, *theirs], self.S[bucket])
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Algorithm.state_dict."""
-        return super().state_dict() | {"S": [S.clone() for S in self.S]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Algorithm.load_state_dict."""
-        super().load_state_dict(state)
-        for S, saved in zip(self.S, state["S"], strict=True):
-            S.copy_(saved)
-
-    def __repr__(self) -> str:
-        how = f"topology={self.topology!r}, compressor={self.compressor!r}"
-        return f"{type(self).__name__}({how})"

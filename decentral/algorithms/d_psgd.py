@@ -6,7 +6,11 @@ arXiv:1705.09056, Algorithm 1:
 
     x_i^{t+1} = sum_j W_ij x_j^t - eta grad F_i(x_i^t)
 
-The gradient is taken before mixing, so the two overlap.
+The gradient is taken before mixing, so the two overlap. W may be of a directed graph and change
+with t as long as its rows and columns add up to 1. With the one-peer exponential graph it is what
+Ying, Yuan, Chen, Hu, Pan, Yin: "Exponential Graph is Provably Efficient for Decentralized Deep
+Training", NeurIPS 2021, arXiv:2110.13363 study: a single message per step, and the exact average
+after log2(n) of them, if n is a power of two.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor
 from ..payload import as_array
-from .base import GossipAlgorithm, Publishing, TopologyLike
+from .base import Publishing
+from .gossip import GossipAlgorithm, TopologyLike, check_lossless, copies
 
 
 @Elementwise
@@ -37,33 +42,29 @@ class DPSGD(GossipAlgorithm):
     """
 
     name = "d-psgd"
+    directed = time_varying = True
 
     def __init__(
         self, topology: TopologyLike = "ring", compressor: Compressor | None = None
     ) -> None:
         super().__init__(topology, compressor)
-        if not self.compressor.lossless:
-            raise ValueError(
-                f"d-psgd: sends the parameters themselves and needs compressor 'none', got "
-                f"{self.compressor!r}; use ecd-psgd with it"
-            )
+        check_lossless(self)
 
     def prepare(self, threads: int) -> None:
         """See Algorithm.prepare."""
         super().prepare(threads)
         _mix.compile()
 
-    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
-        """See Algorithm.start."""
-        super().start(seed, vectors, parts)
-        self.S = [v.clone() for v in vectors]  # sum_j W_ij x_j, since all x_j are equal
+    def reset(self, vectors: Sequence[Tensor]) -> None:
+        """See GossipAlgorithm.reset."""
+        self.S = copies(vectors)  # sum_j W_ij x_j, since all x_j are equal
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        W_ii = self.W[self.comm.rank]
+        W_ii = self.W(step)[self.comm.rank]
         _mix(as_array(x_new), as_array(self.S[bucket]), as_array(x), W_ii)
         self._encode(bucket, x_new, step)  # now, since the next step changes x_new
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        return self._gossip(bucket, step, weight=1.0)
+        return self._gossip(bucket, step)

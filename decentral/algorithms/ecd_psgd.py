@@ -20,7 +20,6 @@ does not train with NUQSGD (docs/ecd-psgd.md has the curves). Two changes, ours,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +27,8 @@ from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor, check_finite
 from ..payload import as_array
-from .base import GossipAlgorithm, Publishing, TopologyLike
+from .base import Publishing
+from .gossip import GossipAlgorithm, TopologyLike, check_unbiased, copies, zeros
 
 
 @Elementwise
@@ -61,6 +61,7 @@ class ECDPSGD(GossipAlgorithm):
     """
 
     name = "ecd-psgd"
+    vectors = ("S", "xt")
 
     def __init__(
         self,
@@ -70,11 +71,7 @@ class ECDPSGD(GossipAlgorithm):
         published: bool = False,
     ) -> None:
         super().__init__(topology, compressor)
-        if not self.compressor.unbiased:
-            raise ValueError(
-                f"ecd-psgd: needs an unbiased compressor, got {self.compressor!r}; use nuqsgd or "
-                "another unbiased one here, or this one with allreduce"
-            )
+        check_unbiased(self)
         if horizon < 2:
             raise ValueError(f"ecd-psgd: horizon must be at least 2, got {horizon}; 10 is usual")
         self.horizon = horizon
@@ -85,10 +82,9 @@ class ECDPSGD(GossipAlgorithm):
         super().prepare(threads)
         (_mix_as_published if self.published else _mix).compile()
 
-    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
-        """See Algorithm.start."""
-        super().start(seed, vectors, parts)
-        self.xt = [v.clone() for v in vectors]
+    def reset(self, vectors: Sequence[Tensor]) -> None:
+        """See GossipAlgorithm.reset."""
+        self.S, self.xt = zeros(vectors), copies(vectors)
         self._z: list[Tensor] = list(vectors)  # what is sent; lives where x was
 
     def _t(self, step: int) -> int:
@@ -110,20 +106,10 @@ class ECDPSGD(GossipAlgorithm):
         """See GossipAlgorithm.publish."""
         weight = 2 / self._t(step)
         own = self._encode(bucket, self._z[bucket], step)
-        arrival = self._gossip(bucket, step, weight, (own, (self.W[self.comm.rank] - 1) * weight))
+        arrival = self._gossip(bucket, step, weight, own)
         yield next(arrival)
         self.compressor.accumulate(own, self.xt[bucket], weight)
         yield from arrival
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Algorithm.state_dict."""
-        return super().state_dict() | {"xt": [xt.clone() for xt in self.xt]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See Algorithm.load_state_dict."""
-        super().load_state_dict(state)
-        for xt, saved in zip(self.xt, state["xt"], strict=True):
-            xt.copy_(saved)
 
     def __repr__(self) -> str:
         how = "published=True" if self.published else f"horizon={self.horizon}"

@@ -110,10 +110,10 @@ class Communicator(ABC):
     def exchange(
         self, send: Payload | Mapping[int, Payload], receive: Mapping[int, Payload], tag: int
     ) -> Pending:
-        """Send a payload to every rank in `receive`, and receive one from each of them.
+        """Send payloads, and receive one from every rank in `receive`.
 
-        `send` is one for all of them, or each one's own. At most one exchange per tag may be under
-        way; tags are 0..32767.
+        `send` is one for all those ranks, or each target's own. Between two ranks, messages of a
+        tag arrive in the order in which they were sent; tags are 0..32767.
         """
 
     @abstractmethod
@@ -156,9 +156,9 @@ class Communicator(ABC):
             action()
 
 
-def for_each(send: Payload | Mapping[int, Payload], targets: Iterable[int]) -> dict[int, Payload]:
+def for_each(send: Payload | Mapping[int, Payload], sources: Iterable[int]) -> dict[int, Payload]:
     """Return what exchange() sends to each target."""
-    return {t: send if isinstance(send, Payload) else send[t] for t in targets}
+    return dict.fromkeys(sources, send) if isinstance(send, Payload) else dict(send)
 
 
 def all_reduce_nbytes(nbytes: int, size: int) -> int:

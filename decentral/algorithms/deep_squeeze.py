@@ -1,0 +1,97 @@
+"""DeepSqueeze: gossip of compressed models, with the error of compression added to the next one.
+
+Tang, Lian, Qiu, Yuan, Zhang, Zhang, Liu: "DeepSqueeze: Decentralization Meets Error-Compensated
+Compression", 2019, arXiv:1907.07346, Algorithm 1:
+
+    v_i  = x_i - eta g_i(x_i) + e_i                                  send C(v_i)
+    e_i <- v_i - C(v_i)
+    x_i <- x_i - eta g_i(x_i) + gamma sum_j (W_ij - 1{i = j}) C(v_j)
+
+There are no estimates of neighbors to keep, so the topology may change from step to step. But the
+whole model is compressed, so its noise is that of the model's size: gamma has to be small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from decentral_kernels.elementwise import Elementwise, Number
+
+from ..compressors.base import Compressor, check_finite
+from ..payload import as_array
+from .base import Publishing
+from .gossip import GossipAlgorithm, TopologyLike, check_stateless, zeros
+from .means import rounding_noise
+
+
+@Elementwise
+def _compensate(e: Number, new: Number) -> tuple[Number, ...]:
+    """Return v."""
+    return (new + e,)
+
+
+class DeepSqueeze(GossipAlgorithm):
+    """Gossip of compressed models with error compensation.
+
+    Args:
+        topology: a name, a Topology, or a function of the number of ranks; it may change with time.
+        compressor: any without state of its own; None sends float32.
+        gamma: the consensus step size, in (0, 1]; None takes 1 / (1 + eps)^2 / 2, ours, where eps
+            is the compressor's ||C(z) - z||^2 / ||z||^2.
+
+    Raises:
+        ValueError: gamma is out of range, or the compressor keeps a residual.
+    """
+
+    name = "deepsqueeze"
+    directed = time_varying = synchronous = True
+    vectors = ("S", "e")
+
+    def __init__(
+        self,
+        topology: TopologyLike = "ring",
+        compressor: Compressor | None = None,
+        gamma: float | None = None,
+    ) -> None:
+        super().__init__(topology, compressor)
+        check_stateless(self)
+        if gamma is not None and not 0 < gamma <= 1:
+            raise ValueError(
+                f"deepsqueeze: gamma must be in (0, 1] or None, got {gamma!r}; the noisier the "
+                "compressor, the smaller"
+            )
+        self.gamma = gamma
+
+    def prepare(self, threads: int) -> None:
+        """See Algorithm.prepare."""
+        super().prepare(threads)
+        _compensate.compile()
+
+    def reset(self, vectors: Sequence[Tensor]) -> None:
+        """See GossipAlgorithm.reset."""
+        eps = rounding_noise(self.compressor)
+        self._gamma = 0.5 / (1 + eps) ** 2 if self.gamma is None else self.gamma
+        self.S, self.e = zeros(vectors), zeros(vectors)
+
+    def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
+        """See GossipAlgorithm.update."""
+        if not _compensate(as_array(self.e[bucket]), as_array(x_new)):
+            check_finite(x_new, self.name)
+
+    def publish(self, bucket: int, step: int) -> Publishing:
+        """See GossipAlgorithm.publish."""
+        own = self._encode(bucket, self.e[bucket], step)  # which is v here
+        self.S[bucket].zero_()
+        arrival = self._gossip(bucket, step, own=own)
+        yield next(arrival)
+        self.compressor.accumulate(own, self.e[bucket], -1.0)
+        yield from arrival
+
+    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+        """See GossipAlgorithm.finish."""
+        x_new.add_(self.S[bucket], alpha=self._gamma)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, gamma={self.gamma!r})"

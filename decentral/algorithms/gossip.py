@@ -1,0 +1,212 @@
+"""What every gossip algorithm is: parameters of one's own, mixed with what the neighbors send."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+import decentral_topologies
+from decentral_topologies import Topology
+
+from ..communicators.base import Pending
+from ..compressors.base import Compressor
+from ..payload import Payload
+from .base import Algorithm, Publishing
+
+# By name, as an object, or as a function of the number of ranks, which a script may not know yet.
+TopologyLike = str | Topology | Callable[[int], Topology]
+
+
+class GossipAlgorithm(Algorithm):
+    """Every rank holds parameters of its own and mixes them with its neighbors'.
+
+    What arrives from the neighbors is added into S, weighted by W: updates are linear, so there is
+    no replica per neighbor. An algorithm says what S means; one that updates it for ever keeps it
+    relative to its own estimate, S_i = sum_j W_ij (xt_j - xt_i), which is small, so that what
+    rounding adds to it stays small too. A step is update(), which finds S complete, and publish(),
+    which runs in the background during the next forward and backward pass; or, where the next
+    gradient needs what the neighbors send (`synchronous`), until finish(), at the end of the step.
+
+    Messages of step t, from 1, travel along the topology's step t - 1. `directed` and
+    `time_varying` say which topologies an algorithm takes, `averages` whether W's rows have to add
+    up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket.
+    """
+
+    directed: ClassVar[bool] = False
+    time_varying: ClassVar[bool] = False
+    averages: ClassVar[bool] = True
+    synchronous: ClassVar[bool] = False
+    vectors: ClassVar[tuple[str, ...]] = ("S",)
+    S: list[Tensor]
+
+    def __init__(
+        self, topology: TopologyLike = "ring", compressor: Compressor | None = None
+    ) -> None:
+        super().__init__(compressor)
+        self.topology: TopologyLike = topology  # a Topology as soon as the ranks are known
+
+    @classmethod
+    def accepts(cls, graph: Topology) -> bool:
+        """Return whether the algorithm is right on a topology."""
+        if graph.directed > cls.directed or graph.time_varying > cls.time_varying:
+            return False
+        return not (cls.averages and graph.directed) or graph.is_doubly_stochastic()
+
+    def join(self, comm: Any) -> None:
+        """See Algorithm.join."""
+        graph = self._graph(comm.size)
+        super().join(comm)
+        self.topology = graph
+        steps = range(graph.period)
+        self._rows = [graph.weights(comm.rank, k) for k in steps]
+        self._targets = [graph.targets(comm.rank, k) for k in steps]
+
+    def W(self, step: int) -> dict[int, float]:
+        """Return W_ij by j, this rank's too: what messages of a step are weighted with."""
+        return self._rows[(step - 1) % len(self._rows)]
+
+    def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
+        """See Algorithm.start."""
+        super().start(seed, vectors, parts)
+        self.reset(vectors)
+
+    @abstractmethod
+    def reset(self, vectors: Sequence[Tensor]) -> None:
+        """Begin from these parameters, a vector per bucket, which all ranks have in common."""
+
+    def _graph(self, size: int) -> Topology:
+        if isinstance(self.topology, str):
+            graph = decentral_topologies.from_name(self.topology, size)
+        elif isinstance(self.topology, Topology):
+            graph = self.topology
+        else:
+            graph = self.topology(size)
+        if graph.size != size:
+            raise ValueError(
+                f"{self.name}: {graph!r} is for {graph.size} ranks, but there are {size}"
+            )
+        if not self.accepts(graph):
+            raise ValueError(
+                f"{self.name}: needs {self._needs()}, got {graph!r}; "
+                f"use one of {', '.join(self._valid(size))}"
+            )
+        return graph
+
+    @classmethod
+    def _needs(cls) -> str:
+        what = "a" if cls.directed else "an undirected"
+        what += " topology" if cls.time_varying else " topology that stays the same"
+        return what + (", with rows and columns of W that add up to 1" if cls.averages else "")
+
+    @classmethod
+    def _valid(cls, size: int) -> list[str]:
+        """Return the names of topologies that it takes and that exist for so many ranks."""
+        names = decentral_topologies.available(size)
+        named = {name: decentral_topologies.from_name(name, size) for name in names}
+        return [name for name, graph in named.items() if cls.accepts(graph)]
+
+    def peers(self) -> Iterable[int]:
+        """Return the ranks that messages come from, in any step."""
+        return sorted({j for row in self._rows for j in row} - {self.comm.rank})
+
+    @abstractmethod
+    def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
+        """Turn x_new, where the local optimizer took x, into the next iterate, in place.
+
+        x, which is left to the algorithm until publish() is complete, may be overwritten; both are
+        float32[numel].
+
+        Raises:
+            NotFiniteError: the iterate holds NaN or inf.
+        """
+
+    @abstractmethod
+    def publish(self, bucket: int, step: int) -> Publishing:
+        """Send what the neighbors need to know of the iterate, and add what theirs is to S."""
+
+    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+        """Turn x_new into what the next gradient is taken at, in place; publish() is complete.
+
+        Called where the algorithm is `synchronous`.
+        """
+        raise NotImplementedError
+
+    def _post(self, bucket: int, step: int) -> Pending:
+        """Send the encoded message to this step's targets, and start to receive its sources'."""
+        # Neighbors are at most one step apart, so two tags per bucket keep their messages apart;
+        # along arcs of one direction a rank may be further ahead, and MPI keeps their order.
+        tag = 2 * bucket + step % 2
+        targets = self._targets[(step - 1) % len(self._targets)]
+        sources = {j: self._received[bucket][j] for j in self.W(step) if j != self.comm.rank}
+        return self.comm.exchange(dict.fromkeys(targets, self._own[bucket]), sources, tag)
+
+    def _gossip(
+        self, bucket: int, step: int, weight: float = 1.0, own: Payload | None = None
+    ) -> Publishing:
+        """Exchange the encoded messages, and add sum_j W_ij C_j * `weight` of the neighbors to S.
+
+        With `own`, this rank's message, relative to it: sum_j W_ij (C_j - own).
+        """
+        yield self._post(bucket, step)
+        row = dict(self.W(step))
+        W_ii = row.pop(self.comm.rank)
+        messages = [] if own is None else [(own, (W_ii - 1) * weight)]
+        messages += [(self._arrived(bucket, j, step), W_ij * weight) for j, W_ij in row.items()]
+        self.compressor.accumulate_all(messages, self.S[bucket])
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Algorithm.state_dict."""
+        kept = {name: [v.clone() for v in getattr(self, name)] for name in self.vectors}
+        return super().state_dict() | kept
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Algorithm.load_state_dict."""
+        super().load_state_dict(state)
+        for name in self.vectors:
+            for vector, saved in zip(getattr(self, name), state[name], strict=True):
+                vector.copy_(saved)
+
+    def __repr__(self) -> str:
+        how = f"topology={self.topology!r}, compressor={self.compressor!r}"
+        return f"{type(self).__name__}({how})"
+
+
+def zeros(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a vector of zeros for each, in the same place."""
+    return [torch.zeros_like(v) for v in vectors]
+
+
+def copies(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a copy of each."""
+    return [v.clone() for v in vectors]
+
+
+def check_unbiased(algorithm: Algorithm) -> None:
+    """Raise ValueError if the noise of its compressor does not average out."""
+    if not algorithm.compressor.unbiased:
+        raise ValueError(
+            f"{algorithm.name}: needs an unbiased compressor, got {algorithm.compressor!r}; use "
+            "nuqsgd or another unbiased one here, or this one with allreduce"
+        )
+
+
+def check_lossless(algorithm: Algorithm) -> None:
+    """Raise ValueError if its compressor rounds: whole parameters do not converge rounded."""
+    if not algorithm.compressor.lossless:
+        raise ValueError(
+            f"{algorithm.name}: sends the parameters themselves and needs compressor 'none', got "
+            f"{algorithm.compressor!r}; use ecd-psgd with it"
+        )
+
+
+def check_stateless(algorithm: Algorithm) -> None:
+    """Raise ValueError if its compressor feeds errors back, which the algorithm does itself."""
+    if algorithm.compressor.stateful:
+        raise ValueError(
+            f"{algorithm.name}: feeds back what its compressor loses, and needs one that does not "
+            f"do so itself, got {algorithm.compressor!r}; use it with allreduce"
+        )
