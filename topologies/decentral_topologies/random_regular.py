@@ -68,8 +68,11 @@ def _connected(size: int, degree: int, seed: int) -> Table:
     """Return the neighbors of every rank, int64 [size, degree], of the first connected draw."""
     # Raw words are the same in all versions of NumPy; shuffle() need not be.
     draws = (np.random.PCG64([seed, attempt]) for attempt in itertools.count())
+    if degree == 2:  # a cycle is the only connected one; pairing would hardly ever draw it
+        cycle = _shuffled(size, next(draws))
+        return _table(np.stack([cycle, np.roll(cycle, 1)], axis=1), size, degree)
     tables = (_drawn(size, degree, raw) for raw in draws)
-    return next(t for t in tables if t is not None and (degree == 2 or _is_connected(t)))
+    return next(table for table in tables if table is not None and _is_connected(table))
 
 
 def _drawn(size: int, degree: int, draws: Any) -> Table | None:
@@ -77,13 +80,11 @@ def _drawn(size: int, degree: int, draws: Any) -> Table | None:
     if 2 * degree >= size:  # too dense to switch edges in: what it leaves out is drawn
         left_out = _drawn(size, size - 1 - degree, draws)
         return None if left_out is None else _complement(left_out)
-    if degree == 2:  # a cycle is the only connected one; pairing would hardly ever draw it
-        walk = _shuffled(size, draws)
-        pairs = np.stack([walk, np.roll(walk, 1)], axis=1)
-    else:
-        pairs = _simple(_shuffled(size * degree, draws).reshape(-1, 2) % size, size, draws)
-    if 2 * len(pairs) != size * degree:
-        return None
+    pairs = _simple(_shuffled(size * degree, draws).reshape(-1, 2) % size, size, draws)
+    return _table(pairs, size, degree) if 2 * len(pairs) == size * degree else None
+
+
+def _table(pairs: Table, size: int, degree: int) -> Table:
     both = np.concatenate([pairs, pairs[:, ::-1]])
     return both[np.lexsort(both.T[::-1])][:, 1].reshape(size, degree)
 
