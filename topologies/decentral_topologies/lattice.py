@@ -107,8 +107,10 @@ class Lattice(Topology):
             stride *= length
 
     def walks(self, chunk: int) -> Iterator[list[int]]:
-        """Return the orders that go through the box tile by tile, for each shape of tile."""
+        """Return orders that go along the axes in turn, or tile by tile, for each shape of tile."""
         ranks = np.arange(self.size)
+        for turned in itertools.permutations(range(len(self.shape))):
+            yield ranks.reshape(self.shape).transpose(turned).ravel().tolist()
         for tile in _boxes(chunk, self.shape):
             # Each axis becomes two: which tile, and where in it.
             pairs = [(side // t, t) for side, t in zip(self.shape, tile, strict=True)]

@@ -34,7 +34,10 @@ class Placed(Topology):
         self._place = {rank: place for place, rank in enumerate(self.order)}
 
     def _permutation(self, order: Iterable[int]) -> tuple[int, ...]:
-        error = f"{self.name}: order must hold every rank in 0..{self.size - 1} once, got {order!r}"
+        error = (
+            f"{self.name}: order must hold every rank in 0..{self.size - 1} once, got {order!r}; "
+            "order[p] is the rank that has place p"
+        )
         ranks = tuple(integer(rank, error) for rank in order)
         if sorted(ranks) != list(range(self.size)):
             raise ValueError(error)
@@ -102,7 +105,7 @@ def place(topology: Topology, hosts: Sequence[int]) -> Topology:
     order = topology.order if isinstance(topology, Placed) else range(topology.size)
     links = _links(graph)
     best = given = at[list(order)]
-    for labels in (given, *_candidates(graph, links, at)):
+    for labels in (*_candidates(graph, links, at), given):
         better = _swapped(links, labels) if topology.size <= LARGEST_IMPROVED else labels
         if _crossing(links, better) < _crossing(links, best):
             best = better
@@ -122,7 +125,9 @@ def _checked(topology: Topology, hosts: Sequence[int]) -> Ints:
             f"got {len(hosts)} of them; gather it from all ranks"
         )
     for rank, host in enumerate(hosts):
-        integer(host, f"place: the host of rank {rank} must be an int, got {host!r}; number them")
+        integer(
+            host, f"place: the host of rank {rank} must be an int, got {host!r}; number the hosts"
+        )
     return np.unique(np.asarray(hosts), return_inverse=True)[1].astype(np.int64)
 
 
@@ -140,7 +145,8 @@ def _candidates(graph: Topology, links: Ints, at: Ints) -> Iterator[Ints]:
     """Return hosts by place, int64 [size] each, for the swaps to start from."""
     by_host = np.sort(at)
     sizes = np.bincount(at)
-    for walk in (range(graph.size), *(graph.walks(int(sizes[0])) if np.ptp(sizes) == 0 else ())):
+    usual = int(np.argmax(np.bincount(sizes)))
+    for walk in (range(graph.size), *graph.walks(usual)):
         labels = np.empty_like(at)
         labels[list(walk)] = by_host
         yield labels

@@ -56,7 +56,9 @@ class Graph(Topology):
         """
         edges = _read(path)
         if not edges:
-            raise ValueError(f"graph: {os.fspath(path)} must have a line per edge, got none")
+            raise ValueError(
+                f"graph: {os.fspath(path)} must have a line per edge, got none; list the edges"
+            )
         return cls(1 + max(max(edge[:2]) for edge in edges), edges)
 
     def _validated(self, edges: Iterable[Any]) -> Mapping[Link, float | None]:
@@ -164,7 +166,7 @@ def _listed(edges: Any) -> Iterable[Any]:
             )
         return list(edges.edges(data="weight"))
     if not isinstance(edges, Iterable):
-        raise ValueError(f"graph: edges must be {_WANTED}, got {edges!r}")
+        raise ValueError(f"graph: edges must be what Graph takes, got {edges!r}; pass {_WANTED}")
     return edges
 
 
