@@ -11,7 +11,7 @@ LIMIT_S = 30  # acceptance of the project, and a hang fails here rather than in 
 FLAGS = {
     "bits": ("--bits 9", "nuqsgd: bits must be 2..8, got 9"),
     "block size": ("--block-size 0", "block_size must be an integer from 1"),
-    "topology": ("--topology rong", "name must be one of ring, torus, complete, got 'rong'"),
+    "topology": ("--topology rong", "name must be one of ring, torus, complete, "),
     "torus shape": ("--topology torus --rows 2 --columns 2", "rows * columns must be 3, got 2 x 2"),
     "compressor": ("--compressor zip", "unknown compressor 'zip'; known are: none, qsgd"),
     "algorithm": ("--algorithm adam", "unknown algorithm 'adam'; known are: allreduce"),
