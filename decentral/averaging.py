@@ -19,7 +19,7 @@ def _mean(comm: Communicator, flat: Tensor) -> Tensor:
     return flat
 
 
-def _average_parameters(comm: Communicator, buckets: Buckets) -> float:
+def average_parameters(comm: Communicator, buckets: Buckets) -> float:
     """Average the parameters, and return sqrt(mean over ranks ||x_i - mean||^2)."""
     square = torch.zeros(1)
     x = buckets.gather(buckets.parameters, buckets.empty())
@@ -74,7 +74,7 @@ def average_of_model(comm: Communicator, model: nn.Module, buckets: Buckets) -> 
         with torch.no_grad():
             distance = 0.0
             if comm.size > 1:
-                distance = _average_parameters(comm, buckets)
+                distance = average_parameters(comm, buckets)
                 _average_buffers(comm, model)
         yield distance
     finally:

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from .algorithms import GossipAlgorithm, GradientAlgorithm
+from .averaging import average_parameters
 from .buckets import Buckets, Flat
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
+from .compressors.base import is_whole
 from .engine import Engine, Task
 from .gradients import hold
 from .reducer import complaint, located
 
 LocalStep = Callable[[], Any]
+
+
+class Every(NamedTuple):
+    """After how many steps ranks do what; 0 is never.
+
+    Raises:
+        ValueError: check() finds what is no such number.
+    """
+
+    local_steps: int
+    average_every: int
+    consensus_every: int
+
+    def check(self) -> Every:
+        """Return this one, whose numbers are as they should be."""
+        for name, value in self._asdict().items():
+            least = 1 if name == "local_steps" else 0
+            if not is_whole(value) or value < least:
+                never = "" if least else "; 0 is never"
+                raise ValueError(
+                    f"{name} must be an integer of at least {least}, got {value!r}{never}"
+                )
+        return self
+
+    def averages(self, step: int) -> bool:
+        """Return whether all parameters are averaged after a step."""
+        return self.average_every > 0 and step % self.average_every == 0
+
+    def looks(self, step: int) -> bool:
+        """Return whether the distance between ranks is estimated after a step."""
+        return self.consensus_every > 0 and step % self.consensus_every == 0
 
 
 class Rounds(ABC):
@@ -103,6 +138,21 @@ class Mixer(Rounds):
             for b, bucket in enumerate(self._buckets):
                 self._engine.wait(self._tasks[b])
                 algorithm.finish(b, bucket.of(self._new), t)
+
+    def parameters(self) -> Flat:
+        """Return this rank's parameters, which are not to be changed."""
+        return self._buckets.gather(self._buckets.parameters, self._new)
+
+    def average(self) -> float:
+        """Give all ranks the mean of their parameters, and return how far they were from it."""
+        self.settle()
+        self._tasks = []
+        with torch.no_grad():
+            distance = average_parameters(self._comm, self._buckets)
+        mean = self.parameters()
+        self._algorithm.reset([bucket.of(mean) for bucket in self._buckets])
+        self._begin()  # anew, if in the middle of a round
+        return distance
 
 
 class PeriodicMean(Rounds):

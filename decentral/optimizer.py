@@ -14,9 +14,10 @@ from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import Buckets
 from .communicators import Communicator, as_communicator
-from .compressors.base import is_whole
+from .consensus import Consensus
 from .engine import Engine
-from .mixer import Mixer, PeriodicMean, Rounds
+from .ledger import Ledger
+from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .reducer import Reducer
 from .scaling import unscale
 from .startup import (
@@ -53,6 +54,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: steps that ranks do alone between two exchanges. With gossip, parameters are
             mixed after each so many; with a gradient algorithm, gradients stay local, and what the
             parameters moved by is averaged: periodic averaging, or local SGD.
+        average_every: with gossip, steps after which all parameters are averaged exactly; 0 never.
+        consensus_every: with gossip, steps after which the distance between ranks is estimated,
+            from a sample of the coordinates, and warned of when it is large; 0 never.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -74,9 +78,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         seed: int = 0,
         bucket_cap_mb: float = 8.0,
         local_steps: int = 1,
+        average_every: int = 0,
+        consensus_every: int = 100,
     ) -> None:
-        if not is_whole(local_steps) or local_steps < 1:
-            raise ValueError(f"local_steps must be an integer of at least 1, got {local_steps!r}")
+        self._every = Every(local_steps, average_every, consensus_every).check()
         self.optimizer = optimizer
         # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
         self.__setstate__({"defaults": optimizer.defaults})
@@ -84,10 +89,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._algorithm = algorithm
         self._communicator = as_communicator(comm)
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
-        self._steps, self._seed, self._local_steps = 0, seed, local_steps
-        self._consensus_distance = 0.0
-        self._bytes = {"startup": self._comm.bytes_sent, "averaging": 0}
-        with self._counting("startup"):
+        self._steps, self._seed = 0, seed
+        self._ledger = Ledger(self._comm)
+        with self._ledger.counting("startup"):
             self._start(bucket_cap_mb)
 
     def _start(self, bucket_cap_mb: float) -> None:
@@ -96,7 +100,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         model, trained = self._model, trained_parameters(self.optimizer, self._model)
         options = {
             "the algorithm": algorithm,
-            "seed, bucket_cap_mb and local_steps": (self._seed, bucket_cap_mb, self._local_steps),
+            "seed and bucket_cap_mb": (self._seed, bucket_cap_mb),
+            "steps between exchanges": self._every,
             "the optimizer": hyperparameters(self.optimizer),
         }
         check_agreement(comm, fingerprint(options, model, trained))
@@ -113,10 +118,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._rounds: Rounds | None = None
         if comm.size == 1:
             return
-        rounds = (self._buckets, x, comm, self._engine, self._local_steps)
+        rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
             self._rounds = Mixer(algorithm, *rounds)
-        elif isinstance(algorithm, GradientAlgorithm) and self._local_steps > 1:
+            self._consensus = Consensus(comm, self._buckets, self._seed)
+        elif isinstance(algorithm, GradientAlgorithm) and self._every.local_steps > 1:
             self._rounds = PeriodicMean(algorithm, *rounds)
         elif isinstance(algorithm, GradientAlgorithm):
             self._reducer = Reducer(
@@ -182,7 +188,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "size": self._comm.size,
             "seed": self._seed,
             "buckets": [b.numel for b in self._buckets],
-            "local_steps": self._local_steps,
+            "local_steps": self._every.local_steps,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -230,7 +236,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         overflow = unscale(self, self.optimizer)
         if self._rounds is not None:
-            # Optimizers turn gradients on for their closure themselves.
             local = None if overflow else self._local_step(closure)
             result = self._rounds.step(self._steps + 1, local)
         else:
@@ -246,7 +251,17 @@ class DistributedOptimizer(torch.optim.Optimizer):
             else:
                 result = self._reducer.step(self.optimizer, closure)
         self._steps += 1
+        if isinstance(self._rounds, Mixer):
+            self._look_around(self._rounds)
         return result
+
+    def _look_around(self, mixer: Mixer) -> None:
+        """Find out how far ranks are apart, or average their parameters, when it is time."""
+        with self._ledger.counting("averaging"):
+            if self._every.looks(self._steps):
+                self._ledger.consensus_distance = self._consensus.measure(mixer.parameters())
+            if self._every.averages(self._steps):
+                self._ledger.consensus_distance = mixer.average()
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
         return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
@@ -255,13 +270,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Let messages under way arrive, since what follows reads, or changes, what they do."""
         if self._rounds is not None:
             self._rounds.settle()
-
-    @contextmanager
-    def _counting(self, what: str) -> Iterator[None]:
-        """Count the bytes sent inside as start-up's or averaging's, not steps'."""
-        before = self._comm.bytes_sent
-        yield
-        self._bytes[what] += self._comm.bytes_sent - before
 
     # ---- looking at it ----------------------------------------------------------------------
 
@@ -274,8 +282,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._settle()
         average = average_of_model(self._comm, self._model, self._buckets)
         with ExitStack() as stack:
-            with self._counting("averaging"):
-                self._consensus_distance = stack.enter_context(average)
+            with self._ledger.counting("averaging"):
+                self._ledger.consensus_distance = stack.enter_context(average)
             yield
 
     def stats(self) -> dict[str, Any]:
@@ -283,25 +291,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
         bytes_sent_averaging apart; bits_per_parameter of the last message; consensus_distance,
-        sqrt(mean over ranks ||x_i - mean||^2), as the last averaged() found it, 0 at the start;
-        communication_s, in which messages were made, under way or read, waited_s of it, in which
-        this rank's training stood still for them, and hidden, the share that was not waited for;
-        and what algorithm and compressor count (intsgd: clipped, largest_integer).
+        sqrt(mean over ranks ||x_i - mean||^2), as averaged() or average_every found it last, or
+        consensus_every estimated it, 0 at the start; communication_s, in which messages were made,
+        under way or read, waited_s of it, in which this rank's training stood still for them, and
+        hidden, the share that was not waited for; and what algorithm and compressor count (intsgd:
+        clipped, largest_integer; gossip: edges_across_hosts).
         """
-        self._engine.wait_for_begin()
-        numel = sum(b.numel for b in self._buckets)
-        message = sum(map(self._algorithm.message_nbytes, range(len(self._buckets))))
-        communication, waited = self._engine.communication_s, self._engine.waited_s
-        return {
-            "steps": self._steps,
-            "parameters": numel,
-            "bytes_sent": self._comm.bytes_sent - sum(self._bytes.values()),
-            "bytes_sent_startup": self._bytes["startup"],
-            "bytes_sent_averaging": self._bytes["averaging"],
-            "bits_per_parameter": 8 * message / max(1, numel),
-            "consensus_distance": self._consensus_distance,
-            "communication_s": communication,
-            "waited_s": waited,
-            "hidden": max(0.0, 1 - waited / communication) if communication > 0 else 0.0,
-            **self._algorithm.stats(),
-        }
+        return self._ledger.stats(self._steps, self._buckets, self._algorithm, self._engine)

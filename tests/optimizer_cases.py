@@ -68,6 +68,11 @@ def averages_gradients(name):
     return isinstance(algorithm(name), decentral.algorithms.GradientAlgorithm)
 
 
+def gossip():
+    """Return the names of the algorithms that mix parameters."""
+    return [n for n in decentral.algorithms.available() if not averages_gradients(n)]
+
+
 def is_added(name, compressed):
     """Return whether MPI adds what is sent: no payload, and so no header."""
     return averages_gradients(name) and compressed in ("none", "intsgd", "heuristic-intsgd")

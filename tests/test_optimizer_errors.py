@@ -139,11 +139,11 @@ MISMATCHES = {
     ),
     "seed": (
         {"seed": 8},
-        r"seed, bucket_cap_mb and local_steps: rank 1 got \(8, 25.0, 1\), rank 0 has \(7, 25",
+        r"seed and bucket_cap_mb: rank 1 got \(8, 25.0\), rank 0 has \(7, 25.0",
     ),
     "cap": (
         {"cap": 1.0},
-        r"seed, bucket_cap_mb and local_steps: rank 1 got \(7, 1.0, 1\), rank 0 has \(7, 25",
+        r"seed and bucket_cap_mb: rank 1 got \(7, 1.0\), rank 0 has \(7, 25.0",
     ),
     "trained": (
         {"train": lambda model: model[2].parameters()},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import decentral_topologies
-from decentral_topologies import Topology
+from decentral_topologies import Topology, crossing, place
 
 from ..communicators.base import Pending
 from ..compressors.base import Compressor
@@ -23,6 +23,8 @@ TopologyLike = str | Topology | Callable[[int], Topology]
 
 class GossipAlgorithm(Algorithm):
     """Every rank holds parameters of its own and mixes them with its neighbors'.
+
+    The topology is laid over the ranks so that few of its edges cross hosts.
 
     What arrives from the neighbors is added into S, weighted by W: updates are linear, so there is
     no replica per neighbor. An algorithm says what S means; one that updates it for ever keeps it
@@ -58,9 +60,10 @@ class GossipAlgorithm(Algorithm):
 
     def join(self, comm: Any) -> None:
         """See Algorithm.join."""
-        graph = self._graph(comm.size)
+        graph = place(self._graph(comm.size), comm.hosts)
         super().join(comm)
         self.topology = graph
+        self._edges_across_hosts = crossing(graph, comm.hosts)
         steps = range(graph.period)
         self._rows = [graph.weights(comm.rank, k) for k in steps]
         self._targets = [graph.targets(comm.rank, k) for k in steps]
@@ -157,6 +160,10 @@ class GossipAlgorithm(Algorithm):
         messages = [] if own is None else [(own, (W_ii - 1) * weight)]
         messages += [(self._arrived(bucket, j, step), W_ij * weight) for j, W_ij in row.items()]
         self.compressor.accumulate_all(messages, self.S[bucket])
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the compressor counts, and how many edges cross hosts, of all ranks'."""
+        return super().stats() | {"edges_across_hosts": self._edges_across_hosts}
 
     def state_dict(self) -> dict[str, Any]:
         """See Algorithm.state_dict."""

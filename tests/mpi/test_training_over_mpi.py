@@ -26,6 +26,11 @@ CASES = [
     ("ecd-psgd", "nuqsgd"),
     ("ecd-psgd", "nuqsgd huffman"),
     ("ecd-psgd", "qsgdinf elias"),
+    ("dcd-psgd", "nuqsgd"),
+    ("choco-sgd", "nuqsgd"),
+    ("deepsqueeze", "nuqsgd"),
+    ("sgp", "none"),
+    ("qg-dsgdm", "none"),
 ]
 
 
@@ -68,9 +73,11 @@ def comm():
     return as_communicator()
 
 
-GOSSIP = [case for case in CASES if case[0].endswith("psgd")]
+GOSSIP = [case for case in CASES if case[0] in ("d-psgd", "ecd-psgd")]
 ON_TOPOLOGIES = [(*c, "ring") for c in CASES] + [
-    (*c, topology) for c in GOSSIP for topology in ("torus", "complete")
+    *[(*c, topology) for c in GOSSIP for topology in ("torus", "complete")],
+    *[("d-psgd", "none", topology) for topology in ("exponential", "one-peer-exponential")],
+    ("sgp", "none", "one-peer-exponential"),
 ]
 
 
