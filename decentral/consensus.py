@@ -25,7 +25,7 @@ class Consensus:
     """
 
     def __init__(self, comm: Communicator, buckets: Buckets, seed: int) -> None:
-        self._comm, self._warned = comm, False
+        self.comm, self._warned = comm, False
         rng = np.random.default_rng(seed)
         sizes = [len(part) for part in buckets.empty()]
         self._numel = sum(sizes)
@@ -36,9 +36,9 @@ class Consensus:
         parts = [x[i.to(x.device)].cpu() for x, i in zip(flat, self._indices, strict=True)]
         own = torch.cat(parts)
         mean = own.clone()
-        self._comm.all_reduce(mean, mean=True).wait()
+        self.comm.all_reduce(mean, mean=True).wait()
         square = (own - mean).square().sum().reshape(1)
-        self._comm.all_reduce(square, mean=True).wait()
+        self.comm.all_reduce(square, mean=True).wait()
         scale = math.sqrt(self._numel / max(1, len(own)))
         distance = scale * math.sqrt(square.item())
         self._say(distance, scale * float(mean.norm()))
@@ -46,7 +46,7 @@ class Consensus:
 
     def _say(self, distance: float, norm: float) -> None:
         """Warn once, on rank 0."""
-        if distance <= _FAR * norm or self._warned or self._comm.rank != 0:
+        if distance <= _FAR * norm or self._warned or self.comm.rank != 0:
             return
         self._warned = True
         logging.getLogger("decentral").warning(

@@ -21,11 +21,15 @@ class Ledger:
         self.consensus_distance = 0.0
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[None]:
-        """Count the bytes sent inside as start-up's or averaging's, not steps'."""
-        before = self._comm.bytes_sent
+    def counting(self, what: str, comm: Communicator | None = None) -> Iterator[None]:
+        """Count the bytes sent inside as start-up's or averaging's, not steps'.
+
+        Over `comm`, where a step's messages are under way meanwhile, else over all.
+        """
+        comm = self._comm if comm is None else comm
+        before = comm.bytes_sent
         yield
-        self._bytes[what] += self._comm.bytes_sent - before
+        self._bytes[what] += comm.bytes_sent - before
 
     def stats(
         self, steps: int, buckets: Buckets, algorithm: Algorithm, engine: Engine

@@ -54,9 +54,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: steps that ranks do alone between two exchanges. With gossip, parameters are
             mixed after each so many; with a gradient algorithm, gradients stay local, and what the
             parameters moved by is averaged: periodic averaging, or local SGD.
-        average_every: with gossip, steps after which all parameters are averaged exactly; 0 never.
-        consensus_every: with gossip, steps after which the distance between ranks is estimated,
-            from a sample of the coordinates, and warned of when it is large; 0 never.
+        average_every: with gossip, steps after which all parameters are averaged; 0 is never.
+        consensus_every: steps after which the distance between ranks is estimated; 0 is never.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -121,7 +120,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
             self._rounds = Mixer(algorithm, *rounds)
-            self._consensus = Consensus(comm, self._buckets, self._seed)
+            self._consensus = Consensus(comm.split(0), self._buckets, self._seed)
         elif isinstance(algorithm, GradientAlgorithm) and self._every.local_steps > 1:
             self._rounds = PeriodicMean(algorithm, *rounds)
         elif isinstance(algorithm, GradientAlgorithm):
@@ -256,11 +255,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return result
 
     def _look_around(self, mixer: Mixer) -> None:
-        """Find out how far ranks are apart, or average their parameters, when it is time."""
-        with self._ledger.counting("averaging"):
-            if self._every.looks(self._steps):
+        """Estimate how far ranks are apart, and average their parameters, when it is time."""
+        if self._every.looks(self._steps):
+            with self._ledger.counting("averaging", self._consensus.comm):
                 self._ledger.consensus_distance = self._consensus.measure(mixer.parameters())
-            if self._every.averages(self._steps):
+        if self._every.averages(self._steps):
+            mixer.settle()
+            with self._ledger.counting("averaging"):
                 self._ledger.consensus_distance = mixer.average()
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:

@@ -61,7 +61,7 @@ def test_it_is_estimated_every_so_many_steps(monkeypatch, every, expected):
     measure = decentral.consensus.Consensus.measure
 
     def counted(self, flat):
-        calls.append(self._comm.rank)
+        calls.append(self.comm.rank)
         return measure(self, flat)
 
     monkeypatch.setattr(decentral.consensus.Consensus, "measure", counted)
