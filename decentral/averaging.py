@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .buckets import Buckets
-from .communicators.base import Communicator
+from .communicators.base import Communicator, Pending
 from .startup import broadcast_tensors
 
 
@@ -43,17 +43,20 @@ def _average_buffers(comm: Communicator, model: nn.Module) -> None:
     broadcast_tensors(comm, [b for b in buffers if not b.is_floating_point()])
 
 
-def unused_by_all(comm: Communicator, pairs: Iterable[tuple[nn.Parameter, Tensor]]) -> set[int]:
-    """Return the numbers of those (parameter, mean gradient) pairs of which no rank has a gradient.
+def unused_by_all(
+    comm: Communicator, pairs: Iterable[tuple[bool, Tensor]]
+) -> Generator[Pending, None, set[int]]:
+    """Return the numbers of those (has a gradient here, mean gradient) of which no rank has one.
 
     Momentum and weight decay must not move those. A mean of zero does not tell whether somebody
     used the parameter; but it is zero on all ranks alike, so all of them ask, in most steps none.
+    A task (engine.py), which yields what it waits for.
     """
-    silent = {i: p for i, (p, mean) in enumerate(pairs) if _all_zero(mean)}
+    silent = {i: used for i, (used, mean) in enumerate(pairs) if _all_zero(mean)}
     if not silent:
         return set()
-    users = torch.tensor([float(p.grad is not None) for p in silent.values()])
-    comm.all_reduce(users).wait()
+    users = torch.tensor([float(used) for used in silent.values()])
+    yield comm.all_reduce(users)
     return {i for i, count in zip(silent, users.tolist(), strict=True) if count == 0}
 
 

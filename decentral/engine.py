@@ -2,7 +2,7 @@
 
 A task yields what it waits for and is resumed when that is complete, so that one thread encodes a
 bucket while another bucket is on the wire. Tasks start in the order of submission, which all ranks
-have in common: collective operations belong before a task's first yield.
+have in common: collective operations belong before a task's first yield of what is not complete.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .averaging import unused_by_all
 from .buckets import Buckets, copy_into
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
-from .engine import Engine, Task
+from .engine import Engine, Task, run_now
 from .gradients import Gradients, hook
 
 
@@ -172,9 +172,11 @@ class Reducer:
 
     def _hand_out(self) -> None:
         """Set grad where it is no view; momentum must not move what no rank has used."""
-        pairs = [(p, self._gradients.mean(i)) for i, p in enumerate(self._buckets.parameters)]
-        unused = unused_by_all(self._comm, pairs)
-        for i, (p, view) in enumerate(pairs):
+        parameters = self._buckets.parameters
+        means = [self._gradients.mean(i) for i in range(len(parameters))]
+        used = [p.grad is not None for p in parameters]
+        unused = run_now(unused_by_all(self._comm, zip(used, means, strict=True)))
+        for i, (p, view) in enumerate(zip(parameters, means, strict=True)):
             if p.grad is not None:
                 copy_into(p.grad, view)
             elif i not in unused:

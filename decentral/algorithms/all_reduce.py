@@ -169,12 +169,17 @@ class AllReduce(GradientAlgorithm):
         c, comm = self._integers, self.comm
         host = g.cpu()  # the same memory, unless g is on a GPU
         key = (self._seed, step, comm.rank, bucket)
-        failure = None
+        x, failure = host.numpy(), None
         try:
-            integers = c.round(bucket, host.numpy(), key, comm.all_reduce_max)
+            check_finite(x, c.name)  # before the maximum, which would spread it
         except NotFiniteError as error:  # all ranks have to do the same operations
-            failure = error
-            integers = c.round(bucket, np.zeros(len(g), np.float32), key, comm.all_reduce_max)
+            x, failure = np.zeros(len(g), np.float32), error
+        top = c.own_top(x)
+        if top is not None:
+            largest = comm.maximum(top)
+            yield largest
+            top = largest.value
+        integers = c.round(bucket, x, key, top)
         own = g.clone() if sent is not None else g
         if integers is None:
             other = yield from self._exact_mean(g)

@@ -30,6 +30,25 @@ class Pending(Protocol):
         """Return when the operation is complete."""
 
 
+class Maximum:
+    """The largest of the ranks' values: `value`, once it is complete."""
+
+    def __init__(self, value: float | None = None) -> None:
+        self.value = value
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is known."""
+        return self.value is not None
+
+    def poll(self) -> bool:
+        """Return False: it goes no further."""
+        return False
+
+    def wait(self) -> None:
+        """Return at once: where ranks wait for each other it is complete from the start."""
+
+
 class Backoff:
     """Pauses between two tests of what is under way: ever longer ones, after `spins` of none.
 
@@ -126,6 +145,14 @@ class Communicator(ABC):
     @abstractmethod
     def all_reduce_max(self, value: float) -> float:
         """Return the largest of the ranks' values, which are float32."""
+
+    def maximum(self, value: float) -> Maximum:
+        """Return all_reduce_max() as what a task can yield.
+
+        A task that yields what is complete goes on at once, so that collective operations keep
+        their order; where one thread is all ranks (decentral.simulate) it is completed by the last.
+        """
+        return Maximum(self.all_reduce_max(value))
 
     @abstractmethod
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:

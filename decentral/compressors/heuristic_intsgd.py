@@ -12,7 +12,6 @@ may be clipped; stats() counts them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,13 @@ class HeuristicIntSGD(IntegerCompressor):
         """See Compressor.fresh."""
         return type(self)(self.bits, self.rounding)
 
-    def alphas(self, bucket: int, x: Any, all_max: Callable[[float], float]) -> Any:
+    def own_top(self, x: Any) -> float:
+        """See IntegerCompressor.own_top."""
+        return float(np.abs(x).max(initial=0))
+
+    def alphas(self, bucket: int, top: float | None) -> Any:
         """See IntegerCompressor.alphas."""
-        top = all_max(float(np.abs(x).max(initial=0)))
+        assert top is not None
         exponent = math.frexp(top)[1] - 1 if top > 0 else 0
         alpha = (2 ** (self.bits - 1) - 1) / (self.size * 2.0**exponent)
         return [min(alpha, ALPHA_LIMIT / 2)]

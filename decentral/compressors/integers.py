@@ -7,7 +7,7 @@ all-reduce adds them, and the sum over n ranks is S / (n alpha). A subclass says
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,8 @@ class IntegerCompressor(Compressor):
     """Round alpha x to integers that MPI may add.
 
     An algorithm that adds calls attach() once, begin_step() before the buckets of a step, and for
-    each bucket round(), wire(), expand() and observe(). Without one, encode() makes an ordinary
-    message whose alpha is the largest that clips nothing.
+    each bucket own_top(), round(), wire(), expand() and observe(). Without one, encode() makes an
+    ordinary message whose alpha is the largest that clips nothing.
 
     Args:
         bits: of an integer on the wire, 8 or 32.
@@ -100,24 +100,27 @@ class IntegerCompressor(Compressor):
         self._largest = 0.0
 
     @abstractmethod
-    def alphas(self, bucket: int, x: Any, all_max: Callable[[float], float]) -> Any:
+    def alphas(self, bucket: int, top: float | None) -> Any:
         """Return alpha for each tensor of the bucket (or one for all), None for an exact step.
 
-        All ranks return the same; `all_max` gives the largest of a number over all ranks.
+        All ranks return the same; `top` is the maximum over them of what own_top() returned.
         """
+
+    def own_top(self, x: Any) -> float | None:
+        """Return the number of x, float32[numel], whose maximum over ranks alphas() needs.
+
+        None if it needs none.
+        """
+        return None
 
     def round(
-        self, bucket: int, x: Any, key: Key, all_max: Callable[[float], float]
+        self, bucket: int, x: Any, key: Key, top: float | None
     ) -> np.ndarray[Any, Any] | None:
-        """Return Int(alpha x) of a float32[numel] NumPy array, None if this step is to be exact.
+        """Return Int(alpha x) of a finite float32[numel] NumPy array, None for an exact step.
 
         The array belongs to the compressor and is overwritten in the next step.
-
-        Raises:
-            NotFiniteError: x holds NaN or inf.
         """
-        check_finite(x, self.name)  # before all_max, which would spread it
-        alphas = self.alphas(bucket, x, all_max)
+        alphas = self.alphas(bucket, top)
         if alphas is None or not all(0 < a < ALPHA_LIMIT for a in alphas):
             return None
         self._alphas[bucket] = [float(np.float32(a)) for a in alphas]

@@ -23,7 +23,7 @@ the ranks have in common, in a fixed order, so alpha is the same on all of them 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class IntSGD(IntegerCompressor):
             for rows in zip(self.r, self._moved, strict=True)
         ]
 
-    def alphas(self, bucket: int, x: Any, all_max: Callable[[float], float]) -> Any:
+    def alphas(self, bucket: int, top: float | None) -> Any:
         """See IntegerCompressor.alphas."""
         if self._exact:
             return None

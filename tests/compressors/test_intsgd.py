@@ -11,11 +11,6 @@ ETA, PARTS = 0.1, [[600, 400], [24]]  # two buckets, three tensors
 D = 1024
 
 
-def same(value):
-    """The largest over ranks, of one rank."""
-    return value
-
-
 def attached(n=8, compressor=None, parts=PARTS):
     c = IntSGD(bits=32) if compressor is None else compressor
     c.attach(n, parts)
@@ -44,11 +39,11 @@ def test_the_first_step_is_exact_and_only_the_first():
     c = attached()
     c.begin_step(1, rates(ETA))
     for bucket, g in enumerate(estimates(1)):
-        assert c.round(bucket, g, (0, 1, 0, bucket), same) is None
+        assert c.round(bucket, g, (0, 1, 0, bucket), None) is None
         c.observe(bucket, g)
     c.begin_step(2, rates(ETA))
     for bucket, g in enumerate(estimates(2)):
-        assert c.round(bucket, g, (0, 2, 0, bucket), same).dtype == np.int32
+        assert c.round(bucket, g, (0, 2, 0, bucket), None).dtype == np.int32
 
 
 def test_alpha_is_the_formula_and_the_variance_identity_holds():
@@ -58,10 +53,10 @@ def test_alpha_is_the_formula_and_the_variance_identity_holds():
         c.begin_step(step, rates(eta))
         if step > 1:
             r = moved if r is None else 0.9 * r + 0.1 * moved
-            (alpha,) = c.alphas(0, None, same)
+            (alpha,) = c.alphas(0, None)
             below = np.sqrt(2 * n * r + eta**2 * 1e-16)
             assert alpha == pytest.approx(eta * np.sqrt(D) / below, rel=1e-12)
-            assert c.alphas(1, None, same) == [alpha]
+            assert c.alphas(1, None) == [alpha]
             identity = r / (2 * eta**2) + 1e-16 / (4 * n)
             assert D / (4 * n * alpha**2) == pytest.approx(identity, rel=1e-12)
         g = estimates(step)
@@ -77,7 +72,7 @@ def test_blockwise_alpha_is_the_formula():
     c.begin_step(2, rates(ETA))
     tensors = [[g[0][:600], g[0][600:]], [g[1]]]
     for bucket, parts in enumerate(tensors):
-        for alpha, part in zip(c.alphas(bucket, None, same), parts, strict=True):
+        for alpha, part in zip(c.alphas(bucket, None), parts, strict=True):
             r, dl = ETA**2 * squares([part]), len(part)
             below = np.sqrt(2 * n * r + ETA**2 * dl / D * 1e-16)
             assert alpha == pytest.approx(ETA * np.sqrt(dl) / below, rel=1e-12)
@@ -94,7 +89,7 @@ def test_each_tensor_may_have_a_rate_of_its_own():
     moved = [0.01 * squares([g[0][:600]]), 0.04 * squares([g[0][600:]]), 0.16 * squares([g[1]])]
     eta2 = (600 * 0.01 + 400 * 0.04 + 24 * 0.16) / D
     expected = np.sqrt(eta2 * D / (2 * 2 * sum(moved) + eta2 * 1e-16))
-    assert c.alphas(0, None, same)[0] == pytest.approx(expected, rel=1e-12)
+    assert c.alphas(0, None)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_averaging_twice_in_a_step_counts_once():
@@ -104,21 +99,21 @@ def test_averaging_twice_in_a_step_counts_once():
     observe(other, 1, estimates(1))
     for compressor in (c, other):
         compressor.begin_step(2, rates(ETA))
-    assert c.alphas(0, None, same) == other.alphas(0, None, same)
+    assert c.alphas(0, None) == other.alphas(0, None)
 
 
 def test_a_rate_of_zero_makes_an_exact_step():
     c = attached()
     observe(c, 1, estimates(1))
     c.begin_step(2, rates(0.0))
-    assert c.round(0, estimates(2)[0], (0, 2, 0, 0), same) is None
+    assert c.round(0, estimates(2)[0], (0, 2, 0, 0), None) is None
 
 
 def test_where_nothing_moved_alpha_is_finite_and_integers_are_clipped():
     c = attached(8, IntSGD(bits=8))
     observe(c, 1, [np.zeros(1000, np.float32), np.zeros(24, np.float32)])
     c.begin_step(2, rates(ETA))
-    q = c.round(0, gaussian(1000), (0, 2, 0, 0), same)
+    q = c.round(0, gaussian(1000), (0, 2, 0, 0), None)
     assert set(q.tolist()) == {-16, 15}
     assert c.stats()["clipped"] == 1000 and c.stats()["largest_integer"] > 1e8
 
@@ -135,7 +130,7 @@ def test_sums_of_clipped_extremes_do_not_overflow(bits, n):
     c.attach(n, [[4]])
     c.begin_step(1, [[ETA]])
     x = np.array([3e38, -3e38, 1.0, 0.0], np.float32)
-    q = c.round(0, x, (0, 1, 0, 0), lambda top: 2.0**-20)  # everything but 0 is clipped
+    q = c.round(0, x, (0, 1, 0, 0), 2.0**-20)  # everything but 0 is clipped
     total = q.astype(np.int64) * n
     assert (total.astype(q.dtype) == total).all()
     assert q.tolist() == [int(high), int(low), int(high), 0]
@@ -155,11 +150,11 @@ def test_the_heuristic_is_the_formula():
         c = HeuristicIntSGD(bits=8)
         c.attach(8, [[3]])
         x = np.array([0.1 * top, -top, 0], np.float32)
-        (alpha,) = c.alphas(0, x, same)
+        (alpha,) = c.alphas(0, c.own_top(x))
         assert alpha == 127 / (8 * 2.0**exponent)
-        (alpha,) = c.alphas(0, x, lambda value: 8 * value)  # another rank has larger ones
+        (alpha,) = c.alphas(0, 8 * c.own_top(x))  # another rank has larger ones
         assert alpha == 127 / (8 * 2.0 ** (exponent + 3))
-    assert c.alphas(0, np.zeros(3, np.float32), same)[0] > 0
+    assert c.alphas(0, c.own_top(np.zeros(3, np.float32)))[0] > 0
 
 
 def test_saved_state_goes_on():
@@ -171,7 +166,7 @@ def test_saved_state_goes_on():
     other.load_state_dict(one.state_dict())
     for c in (one, other):
         c.begin_step(4, rates(ETA))
-    assert other.alphas(0, None, same) == one.alphas(0, None, same) is not None
+    assert other.alphas(0, None) == one.alphas(0, None) is not None
 
 
 def test_options():
