@@ -27,8 +27,14 @@ FORBIDDEN = {
         "decentral.communicators",
         "decentral.algorithms",
         "decentral.optimizer",
+        "decentral.simulate",
     },
-    PACKAGE / "communicators": {"torch", "decentral.compressors", "decentral.algorithms"},
+    PACKAGE / "communicators": {
+        "torch",
+        "decentral.compressors",
+        "decentral.algorithms",
+        "decentral.simulate",
+    },
     PACKAGE / "algorithms": {
         "mpi4py",
         "numba",
@@ -36,8 +42,16 @@ FORBIDDEN = {
         "decentral.communicators.mpi",
         "decentral.communicators.local",
         "decentral.optimizer",
+        "decentral.simulate",
     },
-    PACKAGE / "optimizer.py": {"mpi4py", "decentral_kernels"},
+    PACKAGE / "optimizer.py": {"mpi4py", "decentral_kernels", "decentral.simulate"},
+    PACKAGE / "simulate": {
+        "mpi4py",
+        "numba",
+        "decentral_kernels",
+        "decentral.communicators.mpi",
+        "decentral.optimizer",
+    },
 }
 # A formula is no kernel of anything, though it is compiled like one.
 ALLOWED = {PACKAGE / "algorithms": {"decentral_kernels.elementwise"}}
@@ -96,7 +110,7 @@ def test_mpi4py_is_known_in_one_file():
 def test_importing_starts_nothing():
     code = (
         "import sys, decentral, torch\n"
-        "names = ('mpi4py', 'numba', 'numba.cuda', 'matplotlib')\n"
+        "names = ('mpi4py', 'numba', 'numba.cuda', 'matplotlib', 'decentral.simulate')\n"
         "started = [m for m in names if m in sys.modules]\n"
         "assert not started, started\n"
         "assert not torch.cuda.is_initialized()\n"

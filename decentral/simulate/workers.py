@@ -1,0 +1,323 @@
+"""The local half of a step for all workers: gradients and optimizers.
+
+Their parameters are the rows of one matrix per device, float32[size, numel], in the order of the
+buckets. Stacked computes all rows at once; Looped is one model and optimizer per worker, the very
+operations of a real rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from ..buckets import Buckets, copy_into
+
+Loss = Callable[[Any, Any], Tensor]  # (output of the model, target) -> scalar
+OptimizerOf = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+# Parameters that make gradients at once: with their activations a few 100 MB, and enough work.
+_CHUNK_NUMEL = 1 << 22
+_ALIGN = 16  # float32s, 64 bytes, as torch aligns tensors
+# What updates a coordinate by what it knows of that coordinate alone, and so a stack of tensors as
+# it would each of them. Adafactor, Muon and LBFGS use norms or matrices of a whole tensor.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that need gradients, by name.
+
+    Raises:
+        ValueError: there are none, or one is not float32.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("expected parameters that require gradients, got none")
+    for name, p in named:
+        if p.dtype != torch.float32:
+            raise ValueError(
+                f"simulation: expected float32 parameters, got {p.dtype} of {name!r}; call "
+                "model.float()"
+            )
+    return named
+
+
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    """Return the optimizer, unless it needs a closure or trains other parameters than these."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "simulation: expected an optimizer that steps once per gradient, got LBFGS, which "
+            "needs a closure; use another one"
+        )
+    taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if taken != {id(p) for p in parameters}:
+        raise ValueError(
+            f"simulation: expected an optimizer of the {len(parameters)} parameters it was given, "
+            f"got one of {len(taken)}; freeze the others with requires_grad_(False)"
+        )
+    return optimizer
+
+
+def _matrix(size: int, row: Tensor) -> Tensor:
+    """Return `size` copies of a row, each as aligned as a tensor of its own.
+
+    The bits that a matrix product gives may depend on that.
+    """
+    padded = -(-len(row) // _ALIGN) * _ALIGN
+    matrix = row.new_zeros(size, padded)[:, : len(row)]
+    return matrix.copy_(row)
+
+
+class Workers(ABC):
+    """`size` workers that start with the parameters and buffers of `model`.
+
+    `x` are their parameters, `buckets` the order of a row, `optimizers` one for each worker, or one
+    for all.
+    """
+
+    buckets: Buckets
+    x: list[Tensor]
+    optimizers: list[torch.optim.Optimizer]
+
+    def __init__(self, model: nn.Module, size: int, cap_mb: float) -> None:
+        self._model, self.size = copy.deepcopy(model), size
+        named = trained(self._model)
+        self._names = [name for name, _ in reversed(named)]
+        self.buckets = Buckets(named, cap_mb)
+        row = self.buckets.gather(self.buckets.parameters, self.buckets.empty())
+        self.x = [_matrix(size, part) for part in row]
+
+    @abstractmethod
+    def backward(self, x: Any, y: Any) -> Tensor:
+        """Find every worker's gradient on its own batch, and return the losses [size]."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Let every worker's optimizer change its parameters."""
+
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients as `x` holds parameters."""
+
+    @abstractmethod
+    def used(self, rank: int) -> list[bool]:
+        """Return whether each of the buckets' parameters has a gradient."""
+
+    @abstractmethod
+    def use(self, means: list[Tensor], unused: set[int]) -> None:
+        """Take what gradients() returned, now averaged, for gradients; none for the `unused`."""
+
+    def rates(self) -> list[list[float]]:
+        """Return the learning rate of every tensor, or part of one, by bucket."""
+        groups = self.optimizers[0].param_groups
+        rates = {id(p): float(g.get("lr", 1.0)) for g in groups for p in g["params"]}
+        of_parameter = [rates[id(p)] for p in self._optimized]
+        return [[of_parameter[i] for i in bucket.indices] for bucket in self.buckets]
+
+    @property
+    @abstractmethod
+    def _optimized(self) -> Sequence[Tensor]:
+        """The parameters of the first optimizer, in the buckets' order."""
+
+    @abstractmethod
+    def _stacks_of_buffers(self) -> dict[str, Tensor]:
+        """Return all workers' buffers by name, [size, ...]."""
+
+    def model(self, rank: int | None = None) -> nn.Module:
+        """Return a copy of a worker's model, or of the average of all.
+
+        Of buffers that are no floating-point numbers, worker 0's, as DistributedOptimizer has it.
+        """
+        result = copy.deepcopy(self._model)
+        flat = [part.mean(0) if rank is None else part[rank] for part in self.x]
+        views = dict(zip(self._names, self.buckets.views(flat), strict=True))
+        buffers = dict(result.named_buffers())
+        with torch.no_grad():
+            for name, p in result.named_parameters():
+                if name in views:
+                    p.copy_(views[name])
+            for name, stack in self._stacks_of_buffers().items():
+                mean = rank is None and stack.is_floating_point()
+                buffers[name].copy_(stack.mean(0) if mean else stack[rank or 0])
+        return result
+
+
+class Stacked(Workers):
+    """All workers at once, with torch.func and one optimizer of stacked parameters.
+
+    Raises:
+        ValueError: the optimizer is not known to be elementwise.
+    """
+
+    def __init__(
+        self, model: nn.Module, size: int, cap_mb: float, optimizer: OptimizerOf, loss: Loss
+    ) -> None:
+        super().__init__(model, size, cap_mb)
+        self._g = [_matrix(size, torch.zeros_like(part[0])) for part in self.x]
+        self._views, self._g_views = self._stack(self.x), self._stack(self._g)
+        self._parameters = [nn.Parameter(view) for view in self._views]
+        self.optimizers = [_check_optimizer(optimizer(self._parameters[::-1]), self._parameters)]
+        _check_elementwise(self.optimizers[0])
+        for p, g in zip(self._parameters, self._g_views, strict=True):
+            p.grad = g
+        self._buffers = {
+            name: b.detach().expand(size, *b.shape).clone()
+            for name, b in self._model.named_buffers()
+        }
+
+        def objective(p: dict[str, Tensor], b: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return loss(functional_call(self._model, {**p, **b}, (x,)), y)
+
+        # Other draws in every worker, from torch's generator, for models that draw (dropout).
+        self._gradient = vmap(grad_and_value(objective), randomness="different")
+        self._chunk = max(1, _CHUNK_NUMEL // sum(b.numel for b in self.buckets))
+
+    def _stack(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Return views [size, ...] of all workers' parameters, in the buckets' order."""
+        views = []
+        row = self.buckets.views([m[0] for m in matrices])
+        for view, p in zip(row, self.buckets.parameters, strict=True):
+            m = next(m for m in matrices if m.device == p.device)
+            sizes, strides = (self.size, *view.shape), (m.stride(0), *view.stride())
+            views.append(m.as_strided(sizes, strides, view.storage_offset()))
+        return views
+
+    def backward(self, x: Any, y: Any) -> Tensor:
+        """See Workers.backward; x and y are [size, batch, ...]."""
+        losses = []
+        for a in range(0, self.size, self._chunk):
+            part = slice(a, min(self.size, a + self._chunk))
+            p = dict(zip(self._names, (v[part] for v in self._views), strict=True))
+            b = {name: stack[part] for name, stack in self._buffers.items()}
+            grads, values = self._gradient(p, b, x[part], y[part])
+            for name, view in zip(self._names, self._g_views, strict=True):
+                view[part] = grads[name]
+            losses.append(values)
+        return torch.cat(losses)
+
+    def step(self) -> None:
+        """See Workers.step."""
+        self.optimizers[0].step()
+
+    def gradients(self) -> list[Tensor]:
+        """See Workers.gradients."""
+        return self._g
+
+    def used(self, rank: int) -> list[bool]:
+        """See Workers.used; torch.func gives zeros to what is not used."""
+        return [True] * len(self._parameters)
+
+    def use(self, means: list[Tensor], unused: set[int]) -> None:
+        """See Workers.use; they are where gradients are already."""
+
+    @property
+    def _optimized(self) -> Sequence[Tensor]:
+        return self._parameters
+
+    def _stacks_of_buffers(self) -> dict[str, Tensor]:
+        return self._buffers
+
+
+def _check_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, ELEMENTWISE):
+        known = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+        raise ValueError(
+            f"simulation: expected an optimizer that treats every coordinate alone, to step all "
+            f"workers at once ({known}), got {type(optimizer).__name__}; use vectorize=False"
+        )
+
+
+class Looped(Workers):
+    """One after the other, each with a model and an optimizer of its own.
+
+    With `adopt` parameters live in `x`, as Mixer has it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: int,
+        cap_mb: float,
+        optimizer: OptimizerOf,
+        loss: Loss,
+        adopt: bool,
+    ) -> None:
+        super().__init__(model, size, cap_mb)
+        self._loss = loss
+        self._models = [copy.deepcopy(model) for _ in range(size)]
+        self._buckets = [Buckets(trained(m), cap_mb) for m in self._models]
+        self._rows = [[part[r] for part in self.x] for r in range(size)]
+        for buckets, row in zip(self._buckets, self._rows, strict=True):
+            if adopt:
+                buckets.adopt(row)
+        self.optimizers = [
+            _check_optimizer(optimizer(buckets.parameters[::-1]), buckets.parameters)
+            for buckets in self._buckets
+        ]
+        self._g: list[Tensor] = []  # only if they are averaged
+
+    def backward(self, x: Any, y: Any) -> Tensor:
+        """See Workers.backward; x[r] and y[r] are worker r's."""
+        losses = []
+        for r, (model, optimizer) in enumerate(zip(self._models, self.optimizers, strict=True)):
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = self._loss(model(x[r]), y[r])
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def step(self) -> None:
+        """See Workers.step."""
+        for buckets, row, optimizer in zip(self._buckets, self._rows, self.optimizers, strict=True):
+            optimizer.step()
+            buckets.gather(buckets.parameters, row)
+
+    def gradients(self) -> list[Tensor]:
+        """See Workers.gradients."""
+        if not self._g:
+            self._g = [_matrix(self.size, torch.zeros_like(part[0])) for part in self.x]
+        for r, buckets in enumerate(self._buckets):
+            buckets.gather([p.grad for p in buckets.parameters], [part[r] for part in self._g])
+        return self._g
+
+    def used(self, rank: int) -> list[bool]:
+        """See Workers.used."""
+        return [p.grad is not None for p in self._buckets[rank].parameters]
+
+    def use(self, means: list[Tensor], unused: set[int]) -> None:
+        """See Workers.use."""
+        for r, buckets in enumerate(self._buckets):
+            views = buckets.views([part[r] for part in means])
+            for i, (p, view) in enumerate(zip(buckets.parameters, views, strict=True)):
+                if p.grad is not None:
+                    copy_into(p.grad, view)
+                elif i not in unused:
+                    p.grad = view
+
+    @property
+    def _optimized(self) -> Sequence[Tensor]:
+        return self._buckets[0].parameters
+
+    def _stacks_of_buffers(self) -> dict[str, Tensor]:
+        buffers = [dict(m.named_buffers()) for m in self._models]
+        return {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}

@@ -1,0 +1,349 @@
+"""A simulation does what ranks do: the same parameters, the same bytes."""
+
+import copy
+import math
+
+import pytest
+import torch
+from optimizer_cases import (
+    SHARD,
+    TINY_MB,
+    accepted_pairs,
+    algorithm,
+    averages_gradients,
+    batch,
+    close,
+    compressor,
+    distributed,
+    equal,
+    loss_on,
+    mlp,
+    mlp_with_batch_norm,
+    on_ranks,
+    parameters,
+    shard,
+    train,
+)
+from torch import nn
+
+import decentral
+import decentral_topologies
+from decentral import NotFiniteError
+from decentral.simulate import Simulation
+
+N, STEPS = 5, 4
+PAIRS = accepted_pairs()
+GOSSIP = [name for name in decentral.algorithms.available() if not averages_gradients(name)]
+MODES = pytest.mark.parametrize("vectorize", (False, True))
+
+
+def sgd(params):
+    return torch.optim.SGD(params, 0.1, momentum=0.9)
+
+
+def simulate(how=algorithm, size=N, model=None, optimizer=sgd, **options):
+    model = mlp() if model is None else model
+    options = {"bucket_cap_mb": TINY_MB, **options}
+    return Simulation(model, size, how, optimizer, nn.functional.mse_loss, **options)
+
+
+def take_steps(sim, steps=STEPS, first=0):
+    for step in range(first, first + steps):
+        x, y = (part.view(sim.size, SHARD, -1) for part in batch(sim.size, step))
+        losses = sim.step(x, y)
+    return losses
+
+
+def on_real_ranks(how, size=N, make=mlp, steps=STEPS, **options):
+    """Return (parameters, stats, buffers) of every rank."""
+
+    def rank(comm):
+        model = make()
+        opt = distributed(
+            model, comm, how(), sgd(model.parameters()), bucket_cap_mb=TINY_MB, **options
+        )
+        train(opt, model, steps)
+        return parameters(model), opt.stats(), [b.clone() for b in model.buffers()]
+
+    return on_ranks(size, rank)
+
+
+def flat(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def check(sim, ranks, comparison=equal):
+    for rank, (expected, stats, buffers) in enumerate(ranks):
+        model = sim.worker(rank)
+        comparison(parameters(model), expected)
+        comparison(list(model.buffers()), buffers)
+        assert sim.bytes_sent[rank] == stats["bytes_sent"]
+    ours = sim.stats()
+    for name in set(stats) & set(ours) - {"bytes_sent", "consensus_distance"}:
+        assert ours[name] == ranks[0][1][name], name
+    assert ours["bytes_sent"] == sum(stats["bytes_sent"] for _, stats, _ in ranks)
+
+
+@pytest.mark.parametrize(("name", "compressed"), PAIRS)
+def test_equals_ranks_bit_for_bit_and_in_bytes(name, compressed):
+    how = lambda: algorithm(name, compressed)  # noqa: E731
+    sim = simulate(how, vectorize=False, seed=3)
+    take_steps(sim)
+    check(sim, on_real_ranks(how, seed=3))
+
+
+@pytest.mark.parametrize(("name", "compressed"), PAIRS)
+def test_all_workers_at_once_equals_ranks(name, compressed):
+    how = lambda: algorithm(name, compressed)  # noqa: E731
+    sim = simulate(how)
+    # where a sum's last bit decides a rounding they part by a level, so few steps
+    take_steps(sim, steps=2)
+    check(sim, on_real_ranks(how, steps=2), close)
+
+
+@pytest.mark.parametrize("size", (1, 2, 4, 8))
+@pytest.mark.parametrize("topology", decentral_topologies.available())
+def test_every_topology_and_size(topology, size):
+    for name in GOSSIP:
+        kind = type(algorithm(name))
+        graph = decentral_topologies.from_name(topology, size)
+        if not getattr(kind, "accepts", lambda _: True)(graph):
+            continue
+        how = lambda name=name: algorithm(name, "none", topology)  # noqa: E731
+        sim = simulate(how, size, vectorize=False)
+        take_steps(sim)
+        check(sim, on_real_ranks(how, size))
+
+
+@pytest.mark.parametrize("exchange", ("all-gather", "reduce-scatter"))
+def test_ways_of_an_all_reduce(exchange):
+    def how():
+        return decentral.algorithms.AllReduce(compressor("nuqsgd"), exchange)
+
+    sim = simulate(how, vectorize=False)
+    take_steps(sim)
+    check(sim, on_real_ranks(how))
+
+
+@MODES
+@pytest.mark.parametrize("name", ("allreduce", "ecd-psgd"))
+def test_batch_norm_has_statistics_of_each_worker(name, vectorize):
+    how = lambda: algorithm(name, "nuqsgd")  # noqa: E731
+    sim = simulate(how, model=mlp_with_batch_norm(), vectorize=vectorize)
+    take_steps(sim, steps=2)
+    ranks = on_real_ranks(how, make=mlp_with_batch_norm, steps=2)
+    check(sim, ranks, close if vectorize else equal)
+    means = [buffers[0] for _, _, buffers in ranks]
+    average = dict(sim.average().named_buffers())
+    close(average["1.running_mean"], torch.stack(means).mean(0))
+    assert average["1.num_batches_tracked"] == 2
+
+
+class WithOneMore(nn.Sequential):
+    """A model with a parameter that no loss depends on."""
+
+    def __init__(self):
+        super().__init__(*mlp())
+        self.idle = nn.Parameter(torch.ones(3))
+
+
+def test_a_parameter_that_nobody_uses_stays():
+    ranks = on_real_ranks(algorithm, make=WithOneMore)
+    sim = simulate(model=WithOneMore(), vectorize=False)
+    take_steps(sim)
+    check(sim, ranks)
+    equal(sim.worker(1).idle.detach(), torch.ones(3))
+    sim = simulate(model=WithOneMore())  # ranks ask whether anybody uses it, which is counted
+    take_steps(sim)
+    check(sim, ranks, close)
+
+
+@MODES
+@pytest.mark.parametrize(
+    "optimizer",
+    (
+        lambda p: torch.optim.Adam(p, 0.01, amsgrad=True),
+        lambda p: torch.optim.AdamW(p, 0.01, foreach=True),
+        lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5),
+        lambda p: torch.optim.SGD([{"params": p[:1]}, {"params": p[1:], "lr": 0.02}], 0.1),
+    ),
+)
+def test_an_optimizer_of_each_worker(optimizer, vectorize):
+    def rank(comm):
+        model = mlp()
+        inner = optimizer(list(model.parameters()))
+        opt = distributed(model, comm, algorithm("ecd-psgd"), inner, bucket_cap_mb=TINY_MB)
+        train(opt, model, STEPS)
+        return parameters(model)
+
+    sim = simulate(lambda: algorithm("ecd-psgd"), optimizer=optimizer, vectorize=vectorize)
+    take_steps(sim)
+    for r, expected in enumerate(on_ranks(N, rank)):
+        (close if vectorize else equal)(parameters(sim.worker(r)), expected)
+
+
+def test_rates_are_those_of_each_tensor():
+    def optimizer(p):
+        return torch.optim.SGD([{"params": p[:1]}, {"params": p[1:], "lr": 0.02}], 0.1)
+
+    def rank(comm):
+        model = mlp()
+        how = algorithm("allreduce", "intsgd")
+        opt = distributed(model, comm, how, optimizer(list(model.parameters())))
+        train(opt, model, STEPS)
+        return parameters(model)
+
+    for vectorize in (False, True):
+        sim = simulate(
+            lambda: algorithm("allreduce", "intsgd"),
+            optimizer=optimizer,
+            vectorize=vectorize,
+            bucket_cap_mb=8.0,
+        )
+        take_steps(sim)
+        for r, expected in enumerate(on_ranks(N, rank)):
+            close(parameters(sim.worker(r)), expected)
+
+
+@MODES
+def test_a_schedule_on_all_optimizers(vectorize):
+    sim = simulate(vectorize=vectorize)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.0) for o in sim.optimizers]
+    take_steps(sim, steps=1)
+    before = parameters(sim.worker(0))
+    for schedule in schedules:
+        schedule.step()
+    take_steps(sim, steps=1)
+    equal(parameters(sim.worker(0)), before)
+
+
+def test_losses_are_the_workers():
+    losses = take_steps(simulate(), steps=1)
+    expected = [loss_on(mlp(), shard(r, N)).detach() for r in range(N)]
+    close(losses, torch.stack(expected))
+
+
+@MODES
+def test_average_and_consensus_distance(vectorize):
+    sim = simulate(lambda: algorithm("d-psgd"), vectorize=vectorize)
+    assert sim.consensus_distance() == 0
+    take_steps(sim)
+    X = torch.stack([flat(sim.worker(r)) for r in range(N)])
+    close(flat(sim.average()), X.mean(0))
+    distance = math.sqrt((X - X.mean(0)).square().sum(1).mean())
+    assert sim.consensus_distance() == pytest.approx(distance, rel=1e-5) and distance > 0
+
+
+def test_the_model_given_stays_as_it_is():
+    for vectorize in (False, True):
+        model = mlp_with_batch_norm()
+        before = copy.deepcopy(model.state_dict())
+        take_steps(simulate(model=model, vectorize=vectorize))
+        equal(list(model.state_dict().values()), list(before.values()))
+
+
+@MODES
+@pytest.mark.parametrize("name", GOSSIP)
+def test_local_steps_exchange_less_often(name, vectorize):
+    often, seldom = (
+        simulate(lambda: algorithm(name), vectorize=vectorize, local_steps=k) for k in (1, 2)
+    )
+    take_steps(often)
+    take_steps(seldom)
+    assert seldom.bytes_sent[0] == often.bytes_sent[0] / 2
+    assert (flat(seldom.worker(0)) != flat(often.worker(0))).any()
+
+
+def test_local_steps_of_d_psgd_are_the_matrix_form():
+    W = torch.from_numpy(decentral_topologies.from_name("ring", N).mixing_matrix()).float()
+    plain = lambda p: torch.optim.SGD(p, 0.1)  # noqa: E731
+    sim = simulate(lambda: algorithm("d-psgd"), optimizer=plain, local_steps=2)
+    take_steps(sim, steps=4)
+    models = [mlp() for _ in range(N)]
+    for step in range(4):
+        if step % 2 == 0:
+            start = torch.stack([flat(m) for m in models])
+        for r, model in enumerate(models):
+            model.zero_grad()
+            loss_on(model, shard(r, N, step)).backward()
+            plain(model.parameters()).step()
+        if step % 2 == 1:
+            end = torch.stack([flat(m) for m in models])
+            for model, row in zip(models, W @ start + end - start, strict=True):
+                nn.utils.vector_to_parameters(row, model.parameters())
+    for r, model in enumerate(models):
+        close(parameters(sim.worker(r)), parameters(model), 1e-5)
+
+
+def test_frozen_parameters_stay_and_do_not_travel():
+    model = mlp()
+    model[0].requires_grad_(False)
+    for vectorize in (False, True):
+        sim = simulate(model=model, vectorize=vectorize)
+        take_steps(sim)
+        assert sim.stats()["parameters"] == 18
+        equal(parameters(sim.worker(0)[0]), parameters(model[0]))
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("name", ("allreduce", "ecd-psgd"))
+def test_what_is_not_finite_is_found(name, vectorize):
+    sim = simulate(lambda: algorithm(name, "nuqsgd"), vectorize=vectorize)
+    x, y = (part.view(N, SHARD, -1).clone() for part in batch(N))
+    x[3] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"rank 3, step 1, bucket .* parameter '"):
+        sim.step(x, y)
+
+
+@MODES
+def test_options_out_of_range(vectorize):
+    for options, match in (
+        ({"size": 0}, "expected size and local_steps of at least 1, got 0 and 1"),
+        ({"local_steps": 0}, "of at least 1, got 5 and 0"),
+        ({"local_steps": 2}, "local_steps=2 is simulated with gossip"),
+        (
+            {"model": mlp().double()},
+            r"expected float32 parameters, got torch.float64 of '0.weight'",
+        ),
+        ({"model": mlp().requires_grad_(False)}, "require gradients, got none"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "got LBFGS, which needs a closure"),
+        ({"optimizer": lambda p: sgd(p[1:])}, "of the 4 parameters it was given, got one of 3"),
+        (
+            {"how": lambda: algorithm("d-psgd", topology=decentral_topologies.Ring(4))},
+            "for 4 ranks",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            simulate(**options, vectorize=vectorize)
+    with pytest.raises(TypeError, match="expected a function that makes an algorithm"):
+        simulate(algorithm(), vectorize=vectorize)
+    with pytest.raises(ValueError, match=r"a batch for each of 5 workers.*got 4 and 5"):
+        simulate(vectorize=vectorize).step(torch.zeros(4, 2, 6), torch.zeros(5, 2, 3))
+    one = algorithm()
+    with pytest.raises(RuntimeError, match="construct another one"):
+        simulate(lambda: one, vectorize=vectorize)
+
+
+def test_an_optimizer_that_is_not_elementwise_takes_the_loop():
+    class Normalized(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                p.sub_(p.grad / (1 + p.grad.norm()), alpha=0.1)
+
+    with pytest.raises(ValueError, match=r"every coordinate alone.*SGD.*got Normalized; use vect"):
+        simulate(optimizer=Normalized)
+    take_steps(simulate(optimizer=Normalized, vectorize=False))
+
+
+def test_two_levels_are_not_simulated():
+    def how():
+        return decentral.algorithms.AllReduce(compressor("nuqsgd"), "two-level")
+
+    with pytest.raises(NotImplementedError, match=r"split\(\) waits for other ranks.*reduce-scat"):
+        simulate(how)
