@@ -30,8 +30,7 @@ class Simulation:
         optimizer: makes an optimizer of the parameters it is given, in the model's order: of
             stacked ones, [size, ...], or without `vectorize` of each worker's.
         loss: (output of the model, target) -> scalar.
-        seed, bucket_cap_mb: as DistributedOptimizer's.
-        local_steps: with gossip, workers exchange after every so many steps.
+        seed, bucket_cap_mb, local_steps: as DistributedOptimizer's.
         vectorize: whether gradients of all workers are computed at once (torch.func.vmap); else one
             after the other, which takes any model, and does what real ranks do bit for bit.
 
@@ -65,28 +64,23 @@ class Simulation:
                 "every worker has one of its own, so pass lambda: from_name(...)"
             )
         self.size, self._local_steps = size, local_steps
-        self._steps = self._exchanges = 0
+        self._steps = 0
         self.algorithms = [algorithm() for _ in range(size)]
-        gossips = size > 1 and isinstance(self.algorithms[0], GossipAlgorithm)
-        if local_steps > 1 and not gossips:
-            raise ValueError(
-                f"simulation: local_steps={local_steps} is simulated with gossip and 2 workers or "
-                f"more only, got {self.algorithms[0]!r} and {size}; use local_steps=1"
-            )
+        self._gossips = isinstance(self.algorithms[0], GossipAlgorithm)
         self.workers: Workers
         if vectorize:
             self.workers = Stacked(model, size, bucket_cap_mb, optimizer, loss)
         else:
-            self.workers = Looped(model, size, bucket_cap_mb, optimizer, loss, adopt=gossips)
+            adopt = size > 1 and (self._gossips or local_steps > 1)
+            self.workers = Looped(model, size, bucket_cap_mb, optimizer, loss, adopt)
         self._start(seed)
 
     def _start(self, seed: int) -> None:
         world, workers = World(self.size), self.workers
         self._comms = [SimulatedCommunicator(world, rank) for rank in range(self.size)]
         self._new = self._vectors(workers.x)
-        self._old: Vectors = []
-        self._before = [part.clone() for part in workers.x]  # parameters, when they parted
-        self._old = self._vectors(self._before)
+        self._beginning = [part.clone() for part in workers.x]  # of a round: parameters
+        self._old = self._vectors(self._beginning)
         parts = [bucket.numels for bucket in workers.buckets]
         for algorithm, comm, vectors in zip(self.algorithms, self._comms, self._old, strict=True):
             algorithm.join(comm)
@@ -123,27 +117,38 @@ class Simulation:
         losses = self.workers.backward(x, y)
         if self.size == 1:
             self.workers.step()
-        elif isinstance(self.algorithms[0], GossipAlgorithm):
-            self._gossip()
+        elif self._gossips or self._local_steps > 1:
+            self._step_of_a_round()
         else:
-            self._average()
+            self._step_with_means()
         self._steps += 1
         return losses
 
-    def _gossip(self) -> None:
-        """What Mixer does, for all ranks."""
-        first = self._steps % self._local_steps == 0
-        if first:
-            for before, now in zip(self._before, self.workers.x, strict=True):
-                before.copy_(now)
+    # ---- gossip, or local steps: what mixer.py does, for all ranks ----------------------------
+
+    def _step_of_a_round(self) -> None:
+        if self._steps % self._local_steps == 0:
+            for old, new in zip(self._beginning, self.workers.x, strict=True):
+                old.copy_(new)
         self.workers.step()
-        if (self._steps + 1) % self._local_steps:
-            return
-        self._exchanges += 1
+        t, rest = divmod(self._steps + 1, self._local_steps)
+        if rest == 0 and self._gossips:
+            self._gossip(t)
+        elif rest == 0:
+            self._subtract()
+            self._average(self._new, [[1.0] * len(b.indices) for b in self.workers.buckets], t)
+            self._subtract()
+
+    def _gossip(self, t: int) -> None:
         for b in range(len(self.workers.buckets)):
-            self._mix(b, self._exchanges)
+            self._mix(b, t)
         if getattr(self.algorithms[0], "synchronous", False):
-            self._finish(self._exchanges)
+            self._finish(t)
+
+    def _subtract(self) -> None:
+        """Turn parameters into what they moved by, or back."""
+        for old, new in zip(self._beginning, self.workers.x, strict=True):
+            new.neg_().add_(old)
 
     def _mix(self, b: int, t: int) -> None:
         tasks = []
@@ -161,21 +166,22 @@ class Simulation:
             for b, vector in enumerate(vectors):
                 algorithm.finish(b, vector, t)  # type: ignore[attr-defined]
 
-    def _average(self) -> None:
-        """What Reducer does, for all ranks."""
-        self._exchanges += 1
-        t, workers, rates = self._exchanges, self.workers, self.workers.rates()
-        gradients = workers.gradients()
-        vectors = self._vectors(gradients)
-        algorithms: list[GradientAlgorithm] = self.algorithms  # type: ignore[assignment]
-        for algorithm in algorithms:
-            algorithm.begin_step(t, rates)
-        for b in range(len(workers.buckets)):
-            means = zip(algorithms, vectors, strict=True)
-            self._complain(take_turns([a.average(b, v[b], t) for a, v in means]), t, b)
+    # ---- means of gradients: what reducer.py does, for all ranks ------------------------------
+
+    def _step_with_means(self) -> None:
+        workers, gradients = self.workers, self.workers.gradients()
+        self._average(self._vectors(gradients), workers.rates(), self._steps + 1)
         unused = take_turns([self._unused(rank, gradients) for rank in range(self.size)])
         workers.use(gradients, unused[0])
         workers.step()
+
+    def _average(self, vectors: Vectors, rates: list[list[float]], t: int) -> None:
+        algorithms: list[GradientAlgorithm] = self.algorithms  # type: ignore[assignment]
+        for algorithm in algorithms:
+            algorithm.begin_step(t, rates)
+        for b in range(len(self.workers.buckets)):
+            means = zip(algorithms, vectors, strict=True)
+            self._complain(take_turns([a.average(b, v[b], t) for a, v in means]), t, b)
 
     def _unused(self, rank: int, means: list[Tensor]) -> Generator[Pending, None, set[int]]:
         views = self.workers.buckets.views([part[rank] for part in means])

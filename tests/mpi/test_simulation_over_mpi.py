@@ -1,11 +1,11 @@
 """What mpirun computes, rank by rank, is what a simulation of as many workers does."""
 
 import pytest
-import resnet
 import torch
 from torch import nn
 
 import decentral
+import resnet
 from decentral.communicators import as_communicator
 from decentral.simulate import Simulation
 from decentral.simulate.__main__ import digits
