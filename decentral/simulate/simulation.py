@@ -142,8 +142,11 @@ class Simulation:
     def _gossip(self, t: int) -> None:
         for b in range(len(self.workers.buckets)):
             self._mix(b, t)
-        if getattr(self.algorithms[0], "synchronous", False):
-            self._finish(t)
+        gossip: list[GossipAlgorithm] = self.algorithms  # type: ignore[assignment]
+        for algorithm, vectors in zip(gossip, self._new, strict=True):
+            if algorithm.synchronous:
+                for b, vector in enumerate(vectors):
+                    algorithm.finish(b, vector, t)
 
     def _subtract(self) -> None:
         """Turn parameters into what they moved by, or back."""
@@ -160,11 +163,6 @@ class Simulation:
                 raise located(error, rank, t, b, self.workers.buckets) from error
             tasks.append(algorithm.publish(b, t))
         take_turns(tasks)
-
-    def _finish(self, t: int) -> None:
-        for algorithm, vectors in zip(self.algorithms, self._new, strict=True):
-            for b, vector in enumerate(vectors):
-                algorithm.finish(b, vector, t)  # type: ignore[attr-defined]
 
     # ---- means of gradients: what reducer.py does, for all ranks ------------------------------
 
