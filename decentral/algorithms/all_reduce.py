@@ -17,6 +17,7 @@ algorithm 1 of Mishchenko et al., "IntSGD", ICLR 2022, which decentral/compresso
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,18 @@ from ..communicators.base import Communicator
 from ..compressors.base import Compressor, NotFiniteError, check_finite, lossless
 from ..payload import as_array
 from .base import Averaging, GradientAlgorithm
-from .means import GatheredMean, Mean, ShardedMean, my_shard, refused_by, rounding_noise
+from .means import (
+    GatheredMean,
+    Mean,
+    ShardedMean,
+    gathered_rounds,
+    my_shard,
+    refused_by,
+    rounding_noise,
+    shard_length,
+    sharded_rounds,
+)
+from .rounds import Place, Round, summed
 
 EXCHANGES = ("auto", "all-gather", "reduce-scatter", "two-level")
 # An all-gather sends n - 1 messages, the other way 2 (n - 1) / n, in two rounds.
@@ -79,23 +91,29 @@ class AllReduce(GradientAlgorithm):
         elif not self.compressor.lossless:
             self._choose(vectors)
 
+    @functools.cached_property
+    def _noisy(self) -> bool:
+        return rounding_noise(self.compressor) > _SHARDED_UP_TO_NOISE
+
     def _choose(self, vectors: Sequence[Tensor]) -> None:
-        self._noisy = rounding_noise(self.compressor) > _SHARDED_UP_TO_NOISE
-        self._chosen = [self._way(self.comm, len(v), self.exchange) for v in vectors]
+        ranks = set(Counter(self.comm.hosts).values())
+        even = len(set(self.comm.hosts)) > 1 and ranks == {max(ranks)} != {1}
+        auto = self.exchange == "auto"
+        self._chosen = [
+            self._way(self.comm.size, even, len(v)) if auto else self.exchange for v in vectors
+        ]
         if "two-level" in self._chosen:
             self._local, self._across = self._split()
         ways = zip(vectors, self._chosen, strict=True)
         self._means = [self._mean(v, self.comm, way) for v, way in ways]
 
-    def _way(self, comm: Communicator, numel: int, exchange: str) -> str:
-        if exchange != "auto":
-            return exchange
+    def _way(self, size: int, even: bool, numel: int) -> str:
+        """Return what "auto" stands for; `even`: hosts have equally many ranks, several each."""
         if numel < _SHARDED_FROM_NUMEL or self._noisy:
             return "all-gather"
-        ranks = Counter(comm.hosts).values()
-        if comm is self.comm and len(ranks) > 1 and set(ranks) == {max(ranks)} != {1}:
+        if even:
             return "two-level"
-        return "reduce-scatter" if comm.size >= _SHARDED_FROM_RANKS else "all-gather"
+        return "reduce-scatter" if size >= _SHARDED_FROM_RANKS else "all-gather"
 
     def _split(self) -> tuple[Communicator, Communicator]:
         """Return the ranks of this host, and this rank's peers on all hosts."""
@@ -118,8 +136,38 @@ class AllReduce(GradientAlgorithm):
         local, across = self._local, self._across
         lower = (lossless(), local, *arguments[2:])
         part = my_shard(vector, local)
-        inner = self._mean(part, across, self._way(across, len(part), "auto"))
+        inner = self._mean(part, across, self._way(across.size, False, len(part)))
         return ShardedMean(vector, *lower, inner=inner)
+
+    def rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:
+        """See Algorithm.rounds."""
+        if place.size == 1:
+            return [[] for _ in numels]
+        if self.compressor.summable:
+            return self._integer_rounds(numels, place)
+        if self.compressor.lossless:
+            return [[summed(numel, 4 * numel, place)] for numel in numels]
+        return [self._encoded_rounds(numel, place) for numel in numels]
+
+    def _encoded_rounds(self, numel: int, place: Place) -> list[Round]:
+        way = self._way(place.size, place.even, numel) if self.exchange == "auto" else self.exchange
+        if way != "two-level":
+            return self._flat_rounds(numel, range(place.size), place.rank, way)
+        across, local = place.across, place.local
+        part = shard_length(numel, len(local), place.rank - local[0])
+        way = self._way(len(across), False, part)
+        inner = self._flat_rounds(part, across, place.host, way)
+        return sharded_rounds(lossless(), numel, local, place.rank - local[0], inner)
+
+    def _flat_rounds(self, numel: int, ranks: range, me: int, way: str) -> list[Round]:
+        how = gathered_rounds if way == "all-gather" else sharded_rounds
+        return how(self.compressor, numel, ranks, me)
+
+    def _integer_rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:
+        width, questions = self._integers.bits // 8, self._integers.questions(place.size)
+        sums = [summed(numel, (numel + 1) * width, place) for numel in numels]  # and a flag
+        ask = [summed(0, 4, place)] * questions
+        return [[*ask, r._replace(encoded=r.added, decoded=r.added)] for r in sums]
 
     @property
     def _integers(self) -> Any:

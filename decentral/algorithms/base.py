@@ -11,6 +11,7 @@ from torch import Tensor
 from ..communicators.base import Communicator, Pending
 from ..compressors.base import Compressor, NotFiniteError, lossless
 from ..payload import Payload
+from .rounds import Place, Round, message_nbytes
 
 # What runs in the background yields the operations that it waits for, and returns a result.
 Averaging = Generator[Pending, None, "NotFiniteError | None"]
@@ -82,6 +83,16 @@ class Algorithm(ABC):
     def message_nbytes(self, bucket: int) -> int:
         """Return the size of the last message of a bucket; before the first its largest size."""
         return self._own[bucket].nbytes
+
+    @abstractmethod
+    def rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:
+        """Return what a rank sends in a step that is not the first, by bucket; needs no ranks.
+
+        `numels` are the buckets' coordinates. For decentral.simulate.predict().
+
+        Raises:
+            ValueError: so many ranks are not possible.
+        """
 
     def stats(self) -> dict[str, Any]:
         """Return what the compressor counts."""

@@ -16,6 +16,7 @@ from ..communicators.base import Pending
 from ..compressors.base import Compressor
 from ..payload import Payload
 from .base import Algorithm, Publishing
+from .rounds import Place, Round, message_nbytes
 
 # By name, as an object, or as a function of the number of ranks, which a script may not know yet.
 TopologyLike = str | Topology | Callable[[int], Topology]
@@ -50,6 +51,7 @@ class GossipAlgorithm(Algorithm):
     ) -> None:
         super().__init__(compressor)
         self.topology: TopologyLike = topology  # a Topology as soon as the ranks are known
+        self._planned: Topology | None = None  # the last one of rounds()
 
     @classmethod
     def accepts(cls, graph: Topology) -> bool:
@@ -115,6 +117,22 @@ class GossipAlgorithm(Algorithm):
     def peers(self) -> Iterable[int]:
         """Return the ranks that messages come from, in any step."""
         return sorted({j for row in self._rows for j in row} - {self.comm.rank})
+
+    def rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:
+        """See Algorithm.rounds; a message to every target of a step."""
+        if self._planned is None or self._planned.size != place.size:
+            self._planned = self._graph(place.size)
+        targets = self._planned.targets(place.rank)
+        return [self._round(self._travels(numel), targets) for numel in numels]
+
+    def _travels(self, numel: int) -> int:
+        """Return how many coordinates a message of a bucket of so many has."""
+        return numel
+
+    def _round(self, numel: int, targets: tuple[int, ...]) -> list[Round]:
+        nbytes = len(targets) * message_nbytes(self.compressor, numel)
+        decoded = 4 * numel * (len(targets) + 1)  # its own, too
+        return [Round(targets, nbytes, encoded=4 * numel, decoded=decoded)] if targets else []
 
     @abstractmethod
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:

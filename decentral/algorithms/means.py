@@ -7,6 +7,7 @@ sends a refusal instead: the mean is then NaN on all ranks, and all of them lear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ..communicators.base import Communicator
 from ..compressors.base import Compressor, Key, NotFiniteError
 from ..payload import Payload
 from .base import Averaging, check_message
+from .rounds import Round, message_nbytes
 
 _ALIGN = 1024  # coordinates: the kernels' unit
 
@@ -25,6 +27,12 @@ def shard_edges(numel: int, n: int) -> list[int]:
     """Return where n shards of a bucket begin, and its end; the last ones may be empty."""
     each = -(-numel // (n * _ALIGN)) * _ALIGN
     return [min(numel, j * each) for j in range(n + 1)]
+
+
+def shard_length(numel: int, n: int, j: int) -> int:
+    """Return the coordinates of shard j of n."""
+    each = -(-numel // (n * _ALIGN)) * _ALIGN
+    return min(numel, (j + 1) * each) - min(numel, j * each)
 
 
 def my_shard(vector: Tensor, comm: Communicator) -> Tensor:
@@ -129,6 +137,13 @@ class GatheredMean(Mean):
         return failure
 
 
+def gathered_rounds(c: Compressor, numel: int, ranks: range, me: int) -> list[Round]:
+    """Return what GatheredMean sends among these ranks, of which this is number `me`."""
+    n = len(ranks)
+    nbytes = (n - 1) * message_nbytes(c, numel)
+    return [Round(ranks, nbytes, encoded=4 * numel, decoded=4 * numel * n)]
+
+
 class _Buffers(NamedTuple):
     edges: list[int]
     parts: dict[int, Payload]  # of my gradient, to each owner
@@ -208,3 +223,23 @@ class ShardedMean(Mean):
                 failure = failure or refused_by("some rank")
             c.decode(payload, shards[j])
         return failure
+
+
+def sharded_rounds(
+    c: Compressor, numel: int, ranks: range, me: int, inner: Sequence[Round] = ()
+) -> list[Round]:
+    """Return what ShardedMean sends among these ranks, of which this is number `me`.
+
+    Most shards are equally long, so the cost does not grow with the ranks.
+    """
+    n = len(ranks)
+    mine, longest = (shard_length(numel, n, j) for j in (me, 0))
+    full, rest = divmod(numel, max(1, longest))  # the shards behind these are empty
+    counted = {longest: full, rest: 1}
+    parts = sum(count * message_nbytes(c, d) for d, count in counted.items() if d)
+    parts += (n - full - (rest > 0)) * message_nbytes(c, 0)
+    first = Round(
+        ranks, parts - message_nbytes(c, mine), encoded=4 * (numel - mine), decoded=4 * mine * n
+    )
+    last = Round(ranks, (n - 1) * message_nbytes(c, mine), encoded=4 * mine, decoded=4 * numel)
+    return [first, *inner, last]

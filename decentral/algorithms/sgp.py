@@ -45,7 +45,10 @@ class SGP(GossipAlgorithm):
         check_lossless(self)
 
     def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
-        super()._allocate([v.new_empty(len(v) + 1) for v in vectors], parts)
+        super()._allocate([v.new_empty(self._travels(len(v))) for v in vectors], parts)
+
+    def _travels(self, numel: int) -> int:
+        return numel + 1
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
