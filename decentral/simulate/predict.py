@@ -199,14 +199,14 @@ def _averaging(
     compute, forward = machine.compute_s, machine.compute_s * machine.forward
     last = compute * machine.optimizer
     coding = sum(b.before + b.after for b in buckets)
-    encoded = arrived = 0.0
+    encoded = arrived = done = 0.0
     for b, share in zip(buckets, workload.ready, strict=True):
         ready = forward + (compute - last - forward) * share
         encoded = max(encoded, ready) + b.before
         arrived = max(arrived, encoded) + b.wire
-    tail = max((b.delay + b.after for b in buckets), default=0.0)
+        done = max(done, arrived + b.delay + b.after)
     busy = compute - last + (0.0 if spare else coding)
-    total = max(arrived + tail, busy, coding if spare else 0.0) + last
+    total = max(done, busy, coding) + last
     total = (total + (every - 1) * compute) / every
     wire = sum(b.wire for b in buckets)
     return _step_time(total, compute, coding / every, wire / every, nbytes / every)
