@@ -22,6 +22,7 @@ import turns
 from systems import SYSTEMS
 
 import decentral
+from decentral.algorithms import GossipAlgorithm
 from decentral.simulate import Links, Machine, Workload, predict
 
 DEFAULT = ("allreduce-none", "allreduce-nuqsgd", "d-psgd", "ecd-psgd")
@@ -60,22 +61,27 @@ def algorithm_of(system, bits):
     return decentral.algorithms.from_name(name, compressor=compressor_of(system, bits))
 
 
+def _kind(system):
+    return type(algorithm_of(system, bits=4))
+
+
 def costs(hosts, args, bits_per_s):
-    """Return what costs.py finds, over hosts: the slowest connection's share, coding's median."""
+    """Return what costs.py finds, over hosts: of the slowest link, and the median of coding."""
     mb = bits_per_s / 8 * 0.5 / 1e6
     names = sorted({SYSTEMS[s].compressor for s in args.systems})
     command = [_COSTS, "--mb", mb, "--bits", args.bits, "--compressors", *names]
     result = hosts.gloo([*map(str, command), "--addresses", *hosts.addresses], timeout=120)
     if result.error:
         raise SystemExit(f"predict: {result.error}")
-    tries = zip(*(r["neighbors"] for r in result.records), strict=True)
-    slowest = statistics.median(map(min, tries))
-    one = statistics.median(min(t) for t in zip(*(r["one"] for r in result.records), strict=True))
+    speeds = {}  # of the slowest host, which the others wait for
+    for pattern in ("one", "neighbors", "all"):
+        tries = zip(*(r[pattern] for r in result.records), strict=True)
+        speeds[pattern] = statistics.median(map(min, tries))
     coding = {}
     for name in names:
-        speeds = [r[f"coding {name}"] for r in result.records]
-        coding[name] = {k: statistics.median(s[k] for s in speeds) for k in speeds[0]}
-    return {"one_bits_per_s": one, "neighbors_bits_per_s": slowest, "coding": coding}
+        found = [r[f"coding {name}"] for r in result.records]
+        coding[name] = {k: statistics.median(f[k] for f in found) for k in found[0]}
+    return {"bits_per_s": speeds, "coding": coding}
 
 
 def measure(hosts, args):
@@ -92,9 +98,10 @@ def measure(hosts, args):
 
 def model_of(system, found, hosts):
     """Return the links and the machine of a system, of what was measured."""
-    one = min(found["one_bits_per_s"], found["link_bits_per_s"])
-    fairness = min(1.0, found["neighbors_bits_per_s"] / one)
-    links = Links(bandwidth=one, goodput=1.0, fairness=fairness)
+    speeds, gossip = found["bits_per_s"], issubclass(_kind(system), GossipAlgorithm)
+    several = speeds["neighbors" if gossip else "all"]
+    fairness = min(1.0, several / speeds["one"])
+    links = Links(bandwidth=speeds["one"], goodput=1.0, fairness=fairness)
     cores = len(os.sched_getaffinity(0)) / hosts
     total = found["systems"][f"sum-decentral-{_SUM_MIB}"]
     sent = 2 * (hosts - 1) / hosts * _SUM_MIB * 2**20

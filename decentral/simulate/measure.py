@@ -20,11 +20,11 @@ class CodingSpeed(NamedTuple):
 
 
 def measure_coding(
-    compressor: Compressor, numel: int = 1 << 21, seconds: float = 0.2
+    compressor: Compressor, numel: int = 1 << 23, seconds: float = 0.2
 ) -> CodingSpeed:
     """Return how fast this compressor encodes, and decodes and accumulates, in this thread.
 
-    A Gaussian vector of `numel` coordinates, a bucket's worth; the mean over about `seconds` of
+    A Gaussian vector of `numel` coordinates, more than caches hold; the mean over about `seconds` of
     each, since what runs beside it counts, too. The first call compiles, and is not counted.
 
     Raises:

@@ -9,7 +9,6 @@ step slower.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -155,12 +154,21 @@ def _representatives(size: int, links: Links) -> list[int]:
 
 
 class _Bucket(NamedTuple):
-    """A bucket's seconds: processor time before and after the wire, the wire, and latencies."""
+    """A bucket's seconds: the wire, latencies, and processor time.
+
+    That is `before` the wire, `sending` while it is busy, and `after` it.
+    """
 
     before: float
     wire: float
     delay: float
+    sending: float
     after: float
+
+    @property
+    def coding(self) -> float:
+        """All processor time."""
+        return self.before + self.sending + self.after
 
 
 def _plan(
@@ -169,51 +177,54 @@ def _plan(
     """Return the buckets' seconds at this rank, and what it sends."""
     plans = [algorithm.rounds(workload.numels, place._replace(rank=r)) for r in place.local]
     mine = plans[place.rank - place.local[0]]
-    buckets = []
-    for b, rounds in enumerate(mine):
-        before = sum(r.encoded for r in rounds[:1]) / machine.encode_bytes_per_s
-        after = sum(r.encoded for r in rounds[1:]) / machine.encode_bytes_per_s
-        after += sum(_afterwards(r, place.rank, machine) for r in rounds)
-        wire = links.wire(place, [plan[b] for plan in plans])
-        delay = sum(links.delay(place, r) for r in rounds)
-        buckets.append(_Bucket(before, wire, delay, after))
+    buckets = [
+        _bucket(mine[b], [plan[b] for plan in plans], place, links, machine)
+        for b in range(len(workload.numels))
+    ]
     return buckets, sum(r.nbytes for rounds in mine for r in rounds)
 
 
-def _afterwards(r: Round, rank: int, machine: Machine) -> float:
-    """Return the processor time of a round from the first message on."""
-    coding = r.decoded / machine.decode_bytes_per_s + r.added / machine.copy_bytes_per_s
-    messages = max(r.hops, others(r.targets, rank)) * machine.message_s
-    return coding + messages + r.nbytes * machine.network_s_per_byte
+def _bucket(
+    mine: list[Round], everyone: list[list[Round]], place: Place, links: Links, machine: Machine
+) -> _Bucket:
+    encoding = [r.encoded / machine.encode_bytes_per_s for r in mine]
+    decoded = sum(r.decoded for r in mine) / machine.decode_bytes_per_s
+    added = sum(r.added for r in mine) / machine.copy_bytes_per_s
+    messages = sum(max(r.hops, others(r.targets, place.rank)) for r in mine)
+    return _Bucket(
+        before=sum(encoding[:1]),
+        wire=links.wire(place, everyone),
+        delay=sum(links.delay(place, r) for r in mine),
+        sending=sum(r.nbytes for r in mine) * machine.network_s_per_byte,
+        after=sum(encoding[1:]) + decoded + added + messages * machine.message_s,
+    )
 
 
 def _averaging(
-    buckets: Sequence[_Bucket], nbytes: int, workload: Workload, machine: Machine, every: int
+    buckets: list[_Bucket], nbytes: int, workload: Workload, machine: Machine, every: int
 ) -> StepTime:
     """Gradients: a bucket is encoded when backward has filled it, and the wire is free again.
 
-    The step ends when the last bucket is decoded. Whoever has no core to spare also needs the sum
-    of all processor time.
+    The step ends when the last bucket is decoded. Without a core to spare, backward is later by
+    what the buckets before have taken of the processor.
     """
-    spare = machine.cores >= 2
-    compute, forward = machine.compute_s, machine.compute_s * machine.forward
-    last = compute * machine.optimizer
-    coding = sum(b.before + b.after for b in buckets)
-    encoded = arrived = done = 0.0
+    compute, spare = machine.compute_s, machine.cores >= 2
+    forward, last = compute * machine.forward, compute * machine.optimizer
+    encoded = arrived = done = taken = 0.0
     for b, share in zip(buckets, workload.ready, strict=True):
-        ready = forward + (compute - last - forward) * share
+        ready = forward + (compute - last - forward) * share + (0.0 if spare else taken)
+        taken += b.coding
         encoded = max(encoded, ready) + b.before
         arrived = max(arrived, encoded) + b.wire
         done = max(done, arrived + b.delay + b.after)
-    busy = compute - last + (0.0 if spare else coding)
-    total = max(done, busy, coding) + last
-    total = (total + (every - 1) * compute) / every
+    busy = max(compute - last, taken) if spare else compute - last + taken
+    total = (max(done, busy) + last + (every - 1) * compute) / every
     wire = sum(b.wire for b in buckets)
-    return _step_time(total, compute, coding / every, wire / every, nbytes / every)
+    return _step_time(total, compute, taken / every, wire / every, nbytes / every)
 
 
 def _gossip(
-    buckets: Sequence[_Bucket], nbytes: int, workload: Workload, machine: Machine, every: int
+    buckets: list[_Bucket], nbytes: int, workload: Workload, machine: Machine, every: int
 ) -> StepTime:
     """Gossip: messages of all buckets share the wire during the next forward and backward pass.
 
@@ -221,12 +232,12 @@ def _gossip(
     """
     compute = machine.compute_s * every
     copies = _GOSSIP_COPIES * 4 * workload.numel / machine.copy_bytes_per_s if nbytes else 0.0
-    mixing = copies + sum(b.before for b in buckets)
-    arriving = sum(b.after for b in buckets)
+    mixing, after = copies + sum(b.before for b in buckets), sum(b.after for b in buckets)
+    background = after + sum(b.sending for b in buckets)
     wire, delay = sum(b.wire for b in buckets), max((b.delay for b in buckets), default=0.0)
-    busy = max(compute, arriving) if machine.cores >= 2 else compute + arriving
-    total = (max(busy, wire + delay + arriving) + mixing) / every
-    coding = (mixing + arriving) / every
+    busy = max(compute, background) if machine.cores >= 2 else compute + background
+    total = (max(busy, wire + delay + after) + mixing) / every
+    coding = (mixing + background) / every
     return _step_time(total, machine.compute_s, coding, wire / every, nbytes / every)
 
 
