@@ -24,8 +24,9 @@ def measure_coding(
 ) -> CodingSpeed:
     """Return how fast this compressor encodes, and decodes and accumulates, in this thread.
 
-    A Gaussian vector of `numel` coordinates, more than caches hold; the mean over about `seconds` of
-    each, since what runs beside it counts, too. The first call compiles, and is not counted.
+    A Gaussian vector of `numel` coordinates, which is more than caches hold; the mean over about
+    `seconds` of each, since what runs beside it counts, too. The first call, which compiles, does
+    not count.
 
     Raises:
         ValueError: numel is below 1, or seconds not positive.
