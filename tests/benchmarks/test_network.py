@@ -181,3 +181,38 @@ def test_lab_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(SystemExit, match="need root"):
         lab.Lab(2)
+
+
+def test_prediction_from_what_was_measured():
+    import predict
+
+    args = predict.parse_args(["--hosts", "4", "--rates", "1gbit"])
+    assert args.systems == list(predict.DEFAULT)
+    real = system(0.6, bytes_sent=1.0)
+    names = ("encode_bytes_per_s", "decode_bytes_per_s", "copy_bytes_per_s")
+    speeds = dict.fromkeys(names, 5e9)
+    found = {
+        "bits_per_s": {"one": 9.5e8, "neighbors": 9e8, "all": 9.6e8},
+        "coding": {"none": speeds, "nuqsgd": speeds},
+        "compute_s": 0.1,
+        "systems": dict.fromkeys(("sum-decentral-16", *args.systems), real),
+    }
+    rows = predict.compare(found, 4, args)
+    assert list(rows) == args.systems
+    # 63 MB over .95 Gbit/s, behind a part of the computation
+    assert 0.53 < rows["allreduce-none"]["predicted"]["total"] < 0.75
+    assert rows["d-psgd"]["error"] == rows["d-psgd"]["predicted"]["total"] / 0.6 - 1
+    text = predict.table([{"hosts": 4, "rate": "1gbit", "comparison": rows}])
+    assert len(text.splitlines()) == 6
+
+
+def test_pictures_of_scaling(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(NETWORK.parent))
+    import scaling
+
+    names = scaling.systems(["ring"])
+    assert list(names)[-1] == "ring, 4 bits"
+    panel = {name: [(2, 1.0), (4, 2.0)] for name in names}
+    scaling.draw({"1 Gbit/s": panel}, tmp_path / "scaling.svg")
+    assert (tmp_path / "scaling.svg").stat().st_size > 1000
+    assert "| ring, 4 bits | 2 |" in scaling.table(panel)
