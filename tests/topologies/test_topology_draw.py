@@ -119,7 +119,7 @@ def test_the_text_picture(topology, text):
 
 @pytest.mark.parametrize("name", available())
 def test_a_large_picture_fits_a_terminal(name):
-    size = 18 * 18 if name in available(18 * 18) else 256
+    size = 12 * 12 if name in available(12 * 12) else 128
     lines = to_text(from_name(name, size)).splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) <= 26
     assert any("…" in line or "⋮" in line for line in lines)
