@@ -11,7 +11,7 @@ from torch import Tensor
 from ..communicators.base import Communicator, Pending
 from ..compressors.base import Compressor, NotFiniteError, lossless
 from ..payload import Payload
-from .rounds import Place, Round, message_nbytes
+from .rounds import Place, Round
 
 # What runs in the background yields the operations that it waits for, and returns a result.
 Averaging = Generator[Pending, None, "NotFiniteError | None"]
