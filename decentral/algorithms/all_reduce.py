@@ -164,9 +164,9 @@ class AllReduce(GradientAlgorithm):
         return how(self.compressor, numel, ranks, me)
 
     def _integer_rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:
-        width, questions = self._integers.bits // 8, self._integers.questions(place.size)
+        width, asks = self._integers.bits // 8, self._integers.asks(place.size)
         sums = [summed(numel, (numel + 1) * width, place) for numel in numels]  # and a flag
-        ask = [summed(0, 4, place)] * questions
+        ask = [summed(0, 4, place)] if asks else []
         return [[*ask, r._replace(encoded=r.added, decoded=r.added)] for r in sums]
 
     @property

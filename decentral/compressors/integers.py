@@ -131,26 +131,15 @@ class IntegerCompressor(Compressor):
             self._largest = max(self._largest, seen.largest)
         return out
 
-    def questions(self, size: int) -> int:
-        """Return how often a bucket calls `all_max` in a step that is not the first; tried out.
+    def asks(self, size: int) -> bool:
+        """Return whether a bucket needs a maximum over so many ranks, before it is rounded.
 
         Raises:
             ValueError: as attach().
         """
         trial: Any = self.fresh()
         trial.attach(size, [[1]])
-        asked: list[float] = []
-
-        def all_max(value: float) -> float:
-            asked.append(value)
-            return value
-
-        for step in (1, 2):
-            asked.clear()
-            trial.begin_step(step, [[1.0]])
-            trial.round(0, np.ones(1, np.float32), (0, step, 0, 0), all_max)
-            trial.observe(0, np.ones(1, np.float32))
-        return len(asked)
+        return trial.own_top(np.ones(1, np.float32)) is not None
 
     def wire(self, bucket: int, refused: bool) -> np.ndarray[Any, Any]:
         """Return what is to be added: round()'s array and, last, whether this rank had to refuse.
