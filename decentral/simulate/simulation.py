@@ -15,7 +15,8 @@ from ..communicators.base import Pending
 from ..compressors import NotFiniteError
 from ..reducer import located
 from .communicator import SimulatedCommunicator, World, take_turns
-from .workers import Looped, Loss, OptimizerOf, Stacked, Workers
+from .stacked import Stacked
+from .workers import Looped, Loss, OptimizerOf, Workers
 
 Vectors = list[list[Tensor]]  # by worker, by bucket: views of a matrix
 

@@ -6,12 +6,10 @@ import math
 import pytest
 import torch
 from optimizer_cases import (
-    SHARD,
     TINY_MB,
     accepted_pairs,
     algorithm,
     averages_gradients,
-    batch,
     close,
     compressor,
     distributed,
@@ -24,34 +22,16 @@ from optimizer_cases import (
     shard,
     train,
 )
+from simulation_cases import STEPS, N, sgd, simulate, take_steps
 from torch import nn
 
 import decentral
 import decentral_topologies
-from decentral import NotFiniteError
-from decentral.simulate import Simulation
+from decentral.communicators import run_local
 
-N, STEPS = 5, 4
 PAIRS = accepted_pairs()
 GOSSIP = [name for name in decentral.algorithms.available() if not averages_gradients(name)]
 MODES = pytest.mark.parametrize("vectorize", (False, True))
-
-
-def sgd(params):
-    return torch.optim.SGD(params, 0.1, momentum=0.9)
-
-
-def simulate(how=algorithm, size=N, model=None, optimizer=sgd, **options):
-    model = mlp() if model is None else model
-    options = {"bucket_cap_mb": TINY_MB, **options}
-    return Simulation(model, size, how, optimizer, nn.functional.mse_loss, **options)
-
-
-def take_steps(sim, steps=STEPS, first=0):
-    for step in range(first, first + steps):
-        x, y = (part.view(sim.size, SHARD, -1) for part in batch(sim.size, step))
-        losses = sim.step(x, y)
-    return losses
 
 
 def on_real_ranks(how, size=N, make=mlp, steps=STEPS, **options):
@@ -65,7 +45,7 @@ def on_real_ranks(how, size=N, make=mlp, steps=STEPS, **options):
         train(opt, model, steps)
         return parameters(model), opt.stats(), [b.clone() for b in model.buffers()]
 
-    return on_ranks(size, rank)
+    return run_local(size, rank, hosts=range(size))  # as they are in a simulation
 
 
 def flat(model):
@@ -271,66 +251,3 @@ def test_frozen_parameters_stay_and_do_not_travel():
         take_steps(sim)
         assert sim.stats()["parameters"] == 18
         equal(parameters(sim.worker(0)[0]), parameters(model[0]))
-
-
-# ---- what is refused -------------------------------------------------------------------------
-
-
-@MODES
-@pytest.mark.parametrize("name", ("allreduce", "ecd-psgd"))
-def test_what_is_not_finite_is_found(name, vectorize):
-    sim = simulate(lambda: algorithm(name, "nuqsgd"), vectorize=vectorize)
-    x, y = (part.view(N, SHARD, -1).clone() for part in batch(N))
-    x[3] = torch.nan
-    with pytest.raises(NotFiniteError, match=r"rank 3, step 1, bucket .* parameter '"):
-        sim.step(x, y)
-
-
-@MODES
-def test_options_out_of_range(vectorize):
-    for options, match in (
-        ({"size": 0}, "expected size and local_steps of at least 1, got 0 and 1"),
-        ({"local_steps": 0}, "of at least 1, got 5 and 0"),
-        (
-            {"model": mlp().double()},
-            r"expected float32 parameters, got torch.float64 of '0.weight'",
-        ),
-        ({"model": mlp().requires_grad_(False)}, "require gradients, got none"),
-        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "got LBFGS, which needs a closure"),
-        ({"optimizer": lambda p: sgd(p[1:])}, "of the 4 parameters it was given, got one of 3"),
-        (
-            {"how": lambda: algorithm("d-psgd", topology=decentral_topologies.Ring(4))},
-            "for 4 ranks",
-        ),
-    ):
-        with pytest.raises(ValueError, match=match):
-            simulate(**options, vectorize=vectorize)
-    with pytest.raises(TypeError, match="expected a function that makes an algorithm"):
-        simulate(algorithm(), vectorize=vectorize)
-    with pytest.raises(ValueError, match=r"a batch for each of 5 workers.*got 4 and 5"):
-        simulate(vectorize=vectorize).step(torch.zeros(4, 2, 6), torch.zeros(5, 2, 3))
-    one = algorithm()
-    with pytest.raises(RuntimeError, match="construct another one"):
-        simulate(lambda: one, vectorize=vectorize)
-
-
-def test_an_optimizer_that_is_not_elementwise_takes_the_loop():
-    class Normalized(torch.optim.Optimizer):
-        def __init__(self, params):
-            super().__init__(params, {"lr": 0.1})
-
-        def step(self):
-            for p in self.param_groups[0]["params"]:
-                p.sub_(p.grad / (1 + p.grad.norm()), alpha=0.1)
-
-    with pytest.raises(ValueError, match=r"every coordinate alone.*SGD.*got Normalized; use vect"):
-        simulate(optimizer=Normalized)
-    take_steps(simulate(optimizer=Normalized, vectorize=False))
-
-
-def test_two_levels_are_not_simulated():
-    def how():
-        return decentral.algorithms.AllReduce(compressor("nuqsgd"), "two-level")
-
-    with pytest.raises(NotImplementedError, match=r"split\(\) waits for other ranks.*reduce-scat"):
-        simulate(how)
