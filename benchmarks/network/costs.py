@@ -3,7 +3,7 @@
 RANK=... WORLD_SIZE=... python costs.py --addresses A B C D --compressors none nuqsgd
 
 A line of JSON per host: bits per second through its interface when all hosts send at once, each to
-the next one, to both neighbors on a ring, and to all others; then the speed of the compressors.
+both neighbors on a ring, and to all others; then the speed of the compressors.
 """
 
 import argparse
@@ -43,10 +43,8 @@ class Mesh:
             connection.sendall(bytes([rank]))
         accepted = [server.accept()[0] for _ in self._to]
         self._from = {connection.recv(1)[0]: connection for connection in accepted}
-        left, right = (rank - 1) % n, (rank + 1) % n
-        both = sorted({left, right})
+        both = sorted({(rank - 1) % n, (rank + 1) % n})
         self.patterns = {  # to whom, and from whom
-            "one": ([right], [left]),
             "neighbors": (both, both),
             "all": (list(self._to), list(self._from)),
         }

@@ -67,14 +67,14 @@ def _kind(system):
 
 def costs(hosts, args, bits_per_s):
     """Return what costs.py finds, over hosts: of the slowest link, and the median of coding."""
-    mb = bits_per_s / 8 * 0.5 / 1e6
+    mb = min(60.0, bits_per_s / 8 / 1e6)  # a second, if that is not too much memory
     names = sorted({SYSTEMS[s].compressor for s in args.systems})
     command = [_COSTS, "--mb", mb, "--bits", args.bits, "--compressors", *names]
     result = hosts.gloo([*map(str, command), "--addresses", *hosts.addresses], timeout=120)
     if result.error:
         raise SystemExit(f"predict: {result.error}")
     speeds = {}  # of the slowest host, which the others wait for
-    for pattern in ("one", "neighbors", "all"):
+    for pattern in ("neighbors", "all"):
         tries = zip(*(r[pattern] for r in result.records), strict=True)
         speeds[pattern] = statistics.median(map(min, tries))
     coding = {}
@@ -104,10 +104,9 @@ def measure(hosts, args):
 
 def model_of(system, found, hosts):
     """Return the links and the machine of a system, of what was measured."""
-    speeds, gossip = found["bits_per_s"], issubclass(_kind(system), GossipAlgorithm)
-    several = speeds["neighbors" if gossip else "all"]
-    fairness = min(1.0, several / speeds["one"])
-    links = Links(bandwidth=speeds["one"], goodput=1.0, fairness=fairness)
+    speed, gossip = found["link_bits_per_s"], issubclass(_kind(system), GossipAlgorithm)
+    several = found["bits_per_s"]["neighbors" if gossip else "all"]
+    links = Links(bandwidth=speed, goodput=1.0, fairness=min(1.0, several / speed))
     cores = len(os.sched_getaffinity(0)) / hosts
     total = found["systems"][f"sum-decentral-{_SUM_MIB}"]
     sent = 2 * (hosts - 1) / hosts * _SUM_MIB * 2**20

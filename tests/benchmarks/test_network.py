@@ -192,7 +192,8 @@ def test_prediction_from_what_was_measured():
     names = ("encode_bytes_per_s", "decode_bytes_per_s", "copy_bytes_per_s")
     speeds = dict.fromkeys(names, 5e9)
     found = {
-        "bits_per_s": {"one": 9.5e8, "neighbors": 9e8, "all": 9.6e8},
+        "link_bits_per_s": 9.5e8,
+        "bits_per_s": {"neighbors": 9e8, "all": 9.6e8},
         "coding": {"none": speeds, "nuqsgd": speeds},
         "compute_s": 0.1,
         "systems": dict.fromkeys(("sum-decentral-16", *args.systems), real),
