@@ -57,7 +57,7 @@ class DeepSqueeze(GossipAlgorithm):
     ) -> None:
         super().__init__(topology, compressor)
         check_stateless(self)
-        if gamma is not None and not 0 < gamma <= 1:
+        if gamma is not None and not (isinstance(gamma, (int, float)) and 0 < gamma <= 1):
             raise ValueError(
                 f"deepsqueeze: gamma must be in (0, 1] or None, got {gamma!r}; the noisier the "
                 "compressor, the smaller"
