@@ -26,6 +26,11 @@ class Split(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64 [N]."""
+        ...
+
     def stream(
         self, chunks: Sequence[Tensor], generator: torch.Generator | None, workers: int
     ) -> Iterator[Batch]:

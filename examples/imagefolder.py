@@ -54,6 +54,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         path, label = self.files[index]
         return decode(path, self.size, None), label
 
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64 [N]; no image is decoded."""
+        return torch.tensor([label for _, label in self.files])
+
     def stream(
         self, chunks: Sequence[Tensor], generator: torch.Generator | None, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
