@@ -19,61 +19,11 @@ from torch.nn import functional
 import checkpoint
 import datasets
 import decentral
-import decentral_topologies
+import flags
 import report
 import resnet
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    # Names are checked where they are used, so that the mistake is reported once, not n times.
-    add = parser.add_argument
-    add("--algorithm", default="ecd-psgd", help=", ".join(decentral.algorithms.available()))
-    add("--published", action="store_true", help="ecd-psgd as published: see docs/ecd-psgd.md")
-    add("--exchange", help="of allreduce: auto, all-gather, reduce-scatter")
-    add("--topology", default="ring", help=", ".join(decentral_topologies.available()))
-    add("--rows", type=int, help="of the torus; by default the most square one")
-    add("--columns", type=int, help="of the torus")
-    add("--compressor", default="nuqsgd", help=", ".join(decentral.compressors.available()))
-    add("--bits", type=int, help="per coordinate; by default the compressor's, 4 for nuqsgd")
-    add("--block-size", type=int, help="coordinates that share a scale; 8192 for nuqsgd")
-    add("--coding", help="fixed, elias, huffman; of qsgd, qsgdinf, nuqsgd, terngrad")
-    add("--rounding", help="random, deterministic; of intsgd and heuristic-intsgd")
-    add("--dataset", default="digits", help=", ".join(datasets.DATASETS))
-    add("--data-dir", default="data", help="where cifar10 or the image folders lie")
-    add("--model", default="resnet20", help=", ".join(resnet.MODELS))
-    add("--epochs", type=int, default=20)
-    add("--batch-size", type=int, default=16, help="per rank")
-    add("--lr", type=float, default=0.1, help="peak of the one-cycle schedule")
-    add("--momentum", type=float, default=0.9)
-    add("--weight-decay", type=float, default=1e-4)
-    add("--seed", type=int, default=0)
-    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
-    add("--json", metavar="FILE", help="rank 0 writes the results here")
-    add("--log-dir", metavar="DIR", help="TensorBoard scalars, and a PNG of loss and accuracy")
-    add("--checkpoint-dir", metavar="DIR", help="one file per rank, written after every epoch")
-    add("--resume", action="store_true", help="go on from --checkpoint-dir")
-    return parser.parse_args()
-
-
-def make_algorithm(args: argparse.Namespace) -> decentral.algorithms.Algorithm:
-    names = ("bits", "block_size", "coding", "rounding")
-    given = {k: v for k in names if (v := getattr(args, k)) is not None}
-    # A job script may set bits and block size whatever the compressor; some have none.
-    known = {*decentral.compressors.options_of(args.compressor), "coding", "rounding"}
-    options = {k: v for k, v in given.items() if k in known}
-    compressor = decentral.compressors.from_name(args.compressor, **options)
-    shape = {k: v for k in ("rows", "columns") if (v := getattr(args, k)) is not None}
-    decentral_topologies.options_of(args.topology)  # an unknown name is said before MPI starts
-
-    def topology(size: int) -> decentral_topologies.Topology:
-        return decentral_topologies.from_name(args.topology, size, **shape)
-
-    own = {"published": True} if args.published else {}
-    own |= {"exchange": args.exchange} if args.exchange else {}
-    return decentral.algorithms.from_name(args.algorithm, topology, compressor, **own)
+import shards
+from flags import make_algorithm, parse_args
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
@@ -87,14 +37,11 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 class Training:
     """One run on one rank: everything that a mistake in flags or data can break is in __init__."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, comm: Any = None) -> None:
         self.algorithm = make_algorithm(args)
-        if args.epochs < 1 or args.batch_size < 2:
-            raise ValueError("expected --epochs of at least 1 and --batch-size of at least 2")
-        if args.resume and not args.checkpoint_dir:
-            raise ValueError("--resume needs the --checkpoint-dir to resume from")
+        flags.check(args)
         self.args = args
-        self.comm = comm = decentral.communicators.as_communicator()
+        self.comm = comm = decentral.communicators.as_communicator(comm)
         torch.set_num_threads(comm.cores_per_rank)
         self.device = choose_device(args.device, comm.local_rank)
         self.data = datasets.load(args.dataset, args.data_dir)
@@ -105,9 +52,11 @@ class Training:
             self.model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
         self.opt = decentral.DistributedOptimizer(
-            sgd, self.model, self.algorithm, comm, seed=args.seed
+            sgd, self.model, self.algorithm, comm, seed=args.seed, **flags.rounds(args)
         )
-        self.shard = datasets.ShardSampler(comm.rank, comm.size, len(self.data.train), args.seed)
+        self.shard = shards.make_sampler(
+            args.partition, args.alpha, comm.rank, comm.size, self.data.train, args.seed
+        )
         self.steps_per_epoch = datasets.batch_count(len(self.shard), args.batch_size)
         if self.steps_per_epoch < 1:
             raise ValueError(
@@ -151,15 +100,31 @@ class Training:
         return self._mean(total / self.steps_per_epoch)
 
     def evaluate(self) -> float:
-        """Return the test accuracy of the averaged model; the ranks share the images."""
+        """Return the test accuracy of the averaged model; the ranks share the images.
+
+        BatchNorm's running means and variances are each rank's own and averaged like parameters.
+        Where shards differ, a mean of variances lacks the spread of the ranks' means, so the
+        averaged model normalizes by too little; its accuracy shows that, too.
+        """
         mine = torch.arange(self.comm.rank, len(self.data.test), self.comm.size)
-        correct = 0
-        self.model.eval()
-        with self.opt.averaged(), torch.no_grad():
-            for images, labels in datasets.batches(self.data.test, mine, batch_size=256):
-                guess = self.model(images.to(self.device)).argmax(1).cpu()
-                correct += int((guess == labels).sum())
+        with self.opt.averaged():
+            correct = self._correct(mine)
         return sum(self.comm.all_gather_object(correct)) / len(self.data.test)
+
+    def evaluate_each(self) -> list[float]:
+        """Return the test accuracy of every rank's own model, on all images, by rank."""
+        correct = self._correct(torch.arange(len(self.data.test)))
+        return [c / len(self.data.test) for c in self.comm.all_gather_object(correct)]
+
+    @torch.no_grad()
+    def _correct(self, indices: Tensor) -> int:
+        """Return how many of these test images the model, as it is, gets right."""
+        self.model.eval()
+        correct = 0
+        for images, labels in datasets.batches(self.data.test, indices, batch_size=256):
+            guess = self.model(images.to(self.device)).argmax(1).cpu()
+            correct += int((guess == labels).sum())
+        return correct
 
     def _mean(self, value: float) -> float:
         return sum(self.comm.all_gather_object(value)) / self.comm.size
@@ -182,7 +147,10 @@ class Training:
         if accuracy is None:  # resumed after the last epoch
             accuracy = self.evaluate()
         log.close()
-        return self._results(loss, accuracy, time.perf_counter() - start)
+        results = self._results(loss, accuracy, time.perf_counter() - start)
+        if args.evaluate == "each":
+            results["rank_accuracies"] = self.evaluate_each()
+        return results
 
     def _results(self, loss: float | None, accuracy: float, wall_s: float) -> dict[str, Any]:
         args, stats = self.args, self.opt.stats()
@@ -203,6 +171,7 @@ class Training:
             "consensus_distance": stats["consensus_distance"],
             "wall_s": wall_s,
             **{k: stats[k] for k in ("clipped", "largest_integer") if k in stats},
+            **flags.reproducing(args),
         }
 
 

@@ -106,8 +106,7 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 def rounds(args: argparse.Namespace) -> dict[str, int]:
     """Return how often ranks exchange, as DistributedOptimizer takes it."""
-    every = {"local_steps": args.local_steps}
-    return every | ({"average_every": args.average_every} if args.average_every else {})
+    return given(args, ("local_steps", "average_every"))
 
 
 def reproducing(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,6 +13,10 @@ FLAGS = {
     "block size": ("--block-size 0", "block_size must be an integer from 1"),
     "topology": ("--topology rong", "name must be one of ring, torus, complete, "),
     "torus shape": ("--topology torus --rows 2 --columns 2", "rows * columns must be 3, got 2 x 2"),
+    "size": (
+        "--topology hypercube",
+        "must be a power of two, got 3; the nearest are 2 and 4; with 3",
+    ),
     "compressor": ("--compressor zip", "unknown compressor 'zip'; known are: none, qsgd"),
     "algorithm": ("--algorithm adam", "unknown algorithm 'adam'; known are: allreduce"),
     "pairing": ("--algorithm d-psgd", "needs compressor 'none'"),
