@@ -19,7 +19,7 @@ from ..algorithms.rounds import SUMS, Place, Round
 from .links import Links, check, check_not_negative, others
 from .workload import Workload
 
-_EVERY_HOST, _SOME_HOSTS = 16, 3  # up to so many hosts, all are looked at; else so many
+_EVERY_HOST, _SOME_HOSTS = 16, 7  # up to so many hosts, all are looked at; else so many
 # A gossip step in vectors that are copied: the copy before the local step, and the formula, which
 # reads and writes five where a copy does two.
 _GOSSIP_COPIES = 3.5
