@@ -25,7 +25,7 @@ TopologyLike = str | Topology | Callable[[int], Topology]
 class GossipAlgorithm(Algorithm):
     """Every rank holds parameters of its own and mixes them with its neighbors'.
 
-    The topology is laid over the ranks so that few of its edges cross hosts.
+    A topology that follows from the number of ranks is laid so that few edges cross hosts.
 
     What arrives from the neighbors is added into S, weighted by W: updates are linear, so there is
     no replica per neighbor. An algorithm says what S means; one that updates it for ever keeps it
@@ -62,7 +62,9 @@ class GossipAlgorithm(Algorithm):
 
     def join(self, comm: Any) -> None:
         """See Algorithm.join."""
-        graph = place(self._graph(comm.size), comm.hosts)
+        graph = self._graph(comm.size)
+        if graph.from_size:  # and not a wiring that tells which rank is where
+            graph = place(graph, comm.hosts)
         super().join(comm)
         self.topology = graph
         self._edges_across_hosts = crossing(graph, comm.hosts)

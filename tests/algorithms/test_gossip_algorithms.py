@@ -10,6 +10,7 @@ import decentral
 import decentral_topologies
 from decentral.algorithms import DPSGD, ChocoSGD, DeepSqueeze
 from decentral.algorithms.choco_sgd import theorem_gamma
+from decentral.communicators import run_local
 from decentral.compressors import NUQSGD, QSGD, EFSignSGD, Identity
 
 SIZE = 6
@@ -206,3 +207,20 @@ def test_it_trains(name):
 
     for before, after in on_ranks(4, rank):
         assert after < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    "topology, crossing",
+    [
+        ("ring", 2),  # of 4 ranks on two hosts, dealt out in turn: 0, 2 and 1, 3 side by side
+        (decentral_topologies.Graph(4, [(0, 1), (1, 2), (2, 3)]), 3),  # a wiring stays as it is
+    ],
+    ids=("ring", "graph"),
+)
+def test_few_edges_cross_hosts(topology, crossing):
+    def rank(comm):
+        opt = cases.distributed(cases.mlp(), comm, make("ecd-psgd", topology))
+        cases.train(opt, cases.mlp(), steps=2)
+        return opt.stats()["edges_across_hosts"]
+
+    assert run_local(4, rank, hosts=[0, 1, 0, 1]) == [crossing] * 4
