@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,16 +31,38 @@ def average_parameters(comm: Communicator, buckets: Buckets) -> float:
     return math.sqrt(_mean(comm, square).item())
 
 
+def _average_all(comm: Communicator, tensors: Sequence[Tensor]) -> None:
+    """Replace floating-point tensors by their means over ranks, in one message."""
+    if not tensors:
+        return
+    flat = torch.cat([t.detach().reshape(-1).float().cpu() for t in tensors])
+    parts = _mean(comm, flat).split([t.numel() for t in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def running_statistics(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs (mean, variance) among names of buffers: BatchNorm's and its kin's."""
+    known = set(names)
+    pairs = [(n.removesuffix("running_var") + "running_mean", n) for n in sorted(known)]
+    return [(m, v) for m, v in pairs if v.endswith("running_var") and m in known]
+
+
 def _average_buffers(comm: Communicator, model: nn.Module) -> None:
-    """Average what is floating-point (BatchNorm's statistics); counters are rank 0's."""
-    buffers = [b for b in model.buffers() if b.numel()]
-    floating = [b for b in buffers if b.is_floating_point()]
-    if floating:
-        flat = torch.cat([b.detach().reshape(-1).float().cpu() for b in floating])
-        parts = _mean(comm, flat).split([b.numel() for b in floating])
-        for buffer, part in zip(floating, parts, strict=True):
-            buffer.copy_(part.view(buffer.shape))
-    broadcast_tensors(comm, [b for b in buffers if not b.is_floating_point()])
+    """Average what is floating-point; counters are rank 0's.
+
+    A variance is then that of all ranks' data: the mean of their variances, and the variance of
+    their means, which counts where shards differ.
+    """
+    buffers = {name: b for name, b in model.named_buffers() if b.numel()}
+    pairs = running_statistics(buffers)
+    own = [buffers[m].detach().clone() for m, _ in pairs]
+    _average_all(comm, [b for b in buffers.values() if b.is_floating_point()])
+    spread = [(x - buffers[m]).square_() for x, (m, _) in zip(own, pairs, strict=True)]
+    _average_all(comm, spread)
+    for part, (_, v) in zip(spread, pairs, strict=True):
+        buffers[v].add_(part)
+    broadcast_tensors(comm, [b for b in buffers.values() if not b.is_floating_point()])
 
 
 def unused_by_all(

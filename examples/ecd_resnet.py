@@ -102,9 +102,7 @@ class Training:
     def evaluate(self) -> float:
         """Return the test accuracy of the averaged model; the ranks share the images.
 
-        BatchNorm's running means and variances are each rank's own and averaged like parameters.
-        Where shards differ, a mean of variances lacks the spread of the ranks' means, so that the
-        averaged model divides by too small a deviation, which this accuracy includes.
+        BatchNorm's running statistics are then those of all ranks' data, seen by their own models.
         """
         mine = torch.arange(self.comm.rank, len(self.data.test), self.comm.size)
         with self.opt.averaged():

@@ -47,6 +47,9 @@ def test_inside_is_the_mean_and_outside_one_s_own(size, cap):
             each = torch.stack([tensors[k] for tensors in own])
             if name.endswith("num_batches_tracked"):
                 assert inside[k] == each[0] == 3 and inside[k].dtype == torch.int64
+            elif name.endswith("running_var"):  # that of all ranks' data together
+                means = torch.stack([tensors[names.index("1.running_mean")] for tensors in own])
+                close(inside[k], each.mean(0) + means.var(0, unbiased=False))
             else:
                 close(inside[k], each.mean(0))
 
@@ -214,7 +217,8 @@ def test_start_up_and_averaging_are_reported_apart(name, compressed):
     model = mlp_with_batch_norm()
     broadcast = sum(t.nbytes for t in model.state_dict().values())
     parameters = sum(p.numel() for p in model.parameters())
-    floating = [parameters, 1, 10]  # then the distance, and BatchNorm's statistics: float32
+    # then the distance, BatchNorm's statistics, and the spread of its means: float32
+    floating = [parameters, 1, 10, 5]
     averaging = sum(2 * (size - 1) * 4 * numel // size for numel in floating)
     for r, (seen, total) in enumerate(on_ranks(size, rank)):
         assert len({s["bytes_sent"] for s in seen}) == 1 and seen[0]["bytes_sent"] > 0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..averaging import running_statistics
 from ..buckets import Buckets, copy_into
 
 Loss = Callable[[Any, Any], Tensor]  # (output of the model, target) -> scalar
@@ -137,9 +138,12 @@ class Workers(ABC):
             for name, p in result.named_parameters():
                 if name in views:
                     p.copy_(views[name])
-            for name, stack in self._stacks_of_buffers().items():
+            stacks = self._stacks_of_buffers()
+            for name, stack in stacks.items():
                 mean = rank is None and stack.is_floating_point()
                 buffers[name].copy_(stack.mean(0) if mean else stack[rank or 0])
+            for mean_name, name in running_statistics(stacks) if rank is None else ():
+                buffers[name].add_(stacks[mean_name].var(0, unbiased=False))
         return result
 
 

@@ -118,6 +118,8 @@ def test_batch_norm_has_statistics_of_each_worker(name, vectorize):
     means = [buffers[0] for _, _, buffers in ranks]
     average = dict(sim.average().named_buffers())
     close(average["1.running_mean"], torch.stack(means).mean(0))
+    pooled = torch.stack([buffers[1] for _, _, buffers in ranks]).mean(0)
+    close(average["1.running_var"], pooled + torch.stack(means).var(0, unbiased=False))
     assert average["1.num_batches_tracked"] == 2
 
 
