@@ -54,8 +54,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: steps that ranks do alone between two exchanges. With gossip, parameters are
             mixed after each so many; with a gradient algorithm, gradients stay local, and what the
             parameters moved by is averaged: periodic averaging, or local SGD.
-        average_every: with gossip, steps after which all parameters are averaged; 0 is never.
-        consensus_every: steps after which the distance between ranks is estimated; 0 is never.
+        average_every, consensus_every: with gossip, steps after which all parameters are averaged,
+            or the distance between ranks is estimated from a sample; 0 is never.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -84,8 +84,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self.optimizer = optimizer
         # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
         self.__setstate__({"defaults": optimizer.defaults})
-        self._model = model
-        self._algorithm = algorithm
+        self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
         self._steps, self._seed = 0, seed

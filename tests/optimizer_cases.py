@@ -8,6 +8,7 @@ from decentral.communicators import run_local
 
 FEATURES, CLASSES, SHARD = 6, 3, 4
 TINY_MB = 5 * 4 / 2**20  # the four parameters of mlp(), 30, 5, 15 and 3 large, have one bucket each
+MIXED_AFTER = {"choco-sgd": 1.0, "sgp": 1.0, "deepsqueeze": 0.5}  # the local step, and how much
 BUCKETS = ["2.bias", "2.weight", "0.bias", "0.weight"]  # of TINY_MB, in their order
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from optimizer_cases import close, distributed, equal, loss_on, mlp, shard
 
+import decentral
 from decentral.communicators import run_local
 
 SIZE, ODD = 3, 1
@@ -264,3 +265,36 @@ def test_alone_an_overflow_is_skipped_too():
     [(parameters, scale, steps)] = run_local(1, rank)
     equal(parameters, cases.parameters(mlp()))
     assert scale == SCALE / 2 and steps == 0
+
+
+@pytest.mark.parametrize("name", decentral.algorithms.available())
+def test_grad_scaler_round(name):
+    """Scaled backward, unscale, clip, step, update; finite, so the step is taken."""
+
+    def step(model, opt, data):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(loss_on(model, data)).backward()
+        scaler.unscale_(opt)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        scaler.step(opt)
+        scaler.update()
+        return float(norm), scaler.get_scale(), cases.parameters(model)
+
+    def rank(comm):
+        opt = distributed(model := mlp(), comm, cases.algorithm(name))
+        return step(model, opt, shard(comm.rank, SIZE))
+
+    results = run_local(SIZE, rank)
+    at_once = cases.MIXED_AFTER.get(name, 0.0)
+    local = []
+    for r, (norm, scale, _) in enumerate(results):
+        model = mlp()
+        data = cases.batch(SIZE) if cases.averages_gradients(name) else shard(r, SIZE)
+        expected = step(model, torch.optim.SGD(model.parameters(), 0.1), data)
+        assert norm == pytest.approx(expected[0], rel=1e-4) and norm > 0.05 and scale == SCALE
+        local.append(expected[2])
+    means = [
+        sum(parts) / SIZE for parts in zip(*local, strict=True)
+    ]  # as W of a ring of three has it
+    for (_, _, after), own in zip(results, local, strict=True):
+        close(after, [x + at_once * (m - x) for x, m in zip(own, means, strict=True)])

@@ -132,10 +132,7 @@ def test_gradients_set_by_hand_are_averaged_in_step():
         close(result, expected)
 
 
-# What is mixed after the local step, and how much of it by default; its momentum is QG-DSGDm's own.
-MIXED_AFTER = {"choco-sgd": 1.0, "sgp": 1.0, "deepsqueeze": 0.5}
-
-
+# QG-DSGDm's momentum is its own.
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "qg-dsgdm"])
 @pytest.mark.parametrize("size", (2, 3))
 def test_any_inner_optimizer(size, name):
@@ -160,8 +157,8 @@ def test_any_inner_optimizer(size, name):
                 adam.zero_grad()
                 loss_on(m, shard(r, size, step)).backward()
                 adam.step()
-            mixed = [cases.parameters(m) for m in models] if name in MIXED_AFTER else old
-            gamma = MIXED_AFTER.get(name, 1.0)
+            mixed = [cases.parameters(m) for m in models] if name in cases.MIXED_AFTER else old
+            gamma = cases.MIXED_AFTER.get(name, 1.0)
             with torch.no_grad():
                 for i, m in enumerate(models):
                     for k, p in enumerate(m.parameters()):

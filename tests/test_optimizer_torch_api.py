@@ -201,42 +201,6 @@ def test_a_rate_that_a_scheduler_set_is_the_one_that_is_used():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_grad_scaler_round(name):
-    """Scaled backward, unscale, clip, step, update; finite, so the step is taken."""
-
-    def step(model, opt, data):
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        scaler.scale(loss_on(model, data)).backward()
-        scaler.unscale_(opt)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
-        scaler.step(opt)
-        scaler.update()
-        return float(norm), scaler.get_scale(), cases.parameters(model)
-
-    def rank(comm):
-        model = mlp()
-        return step(model, distributed(model, comm, cases.algorithm(name)), shard(comm.rank, SIZE))
-
-    results = on_ranks(SIZE, rank)
-    at_once = {"choco-sgd": 1.0, "sgp": 1.0, "deepsqueeze": 0.5}.get(name, 0.0)  # mixed this step
-    local = []
-    for r, (norm, scale, _) in enumerate(results):
-        model = mlp()
-        whole = cases.averages_gradients(name)  # else gossip
-        data = cases.batch(SIZE) if whole else shard(r, SIZE)
-        inner = torch.optim.SGD(model.parameters(), 0.1)
-        expected = step(model, inner, data)
-        assert norm == pytest.approx(expected[0], rel=1e-4) and norm > 0.05
-        assert scale == 1024.0
-        local.append(expected[2])
-    means = [
-        sum(parts) / SIZE for parts in zip(*local, strict=True)
-    ]  # as W of a ring of three has it
-    for (_, _, after), own in zip(results, local, strict=True):
-        close(after, [x + at_once * (m - x) for x, m in zip(own, means, strict=True)])
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("size", (1, 2))
 def test_step_hooks_run_once_per_step(size, name):
     def rank(comm):
