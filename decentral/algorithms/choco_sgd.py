@@ -65,6 +65,7 @@ class ChocoSGD(GossipAlgorithm):
     """
 
     name = "choco-sgd"
+    formulas = (_difference,)
     synchronous = True
     vectors = ("S", "xh")
 
@@ -83,11 +84,6 @@ class ChocoSGD(GossipAlgorithm):
                 "the noisier the compressor, the smaller"
             )
         self.gamma = gamma
-
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        _difference.compile()
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
@@ -113,11 +109,8 @@ class ChocoSGD(GossipAlgorithm):
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        own = self._encode(bucket, self._z[bucket], step)
-        arrival = self._gossip(bucket, step, self._scale, own)
-        yield next(arrival)
-        self.compressor.accumulate(own, self.xh[bucket], self._scale)
-        yield from arrival
+        scale = self._scale
+        return self._share(bucket, step, self._z[bucket], self.xh[bucket], scale, scale)
 
     def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""

@@ -42,6 +42,7 @@ class DPSGD(GossipAlgorithm):
     """
 
     name = "d-psgd"
+    formulas = (_mix,)
     directed = time_varying = True
 
     def __init__(
@@ -49,11 +50,6 @@ class DPSGD(GossipAlgorithm):
     ) -> None:
         super().__init__(topology, compressor)
         check_lossless(self)
-
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        _mix.compile()
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""

@@ -43,17 +43,13 @@ class DCDPSGD(GossipAlgorithm):
     """
 
     name = "dcd-psgd"
+    formulas = (_difference,)
 
     def __init__(
         self, topology: TopologyLike = "ring", compressor: Compressor | None = None
     ) -> None:
         super().__init__(topology, compressor)
         check_unbiased(self)
-
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        _difference.compile()
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""

@@ -46,6 +46,7 @@ class DeepSqueeze(GossipAlgorithm):
     """
 
     name = "deepsqueeze"
+    formulas = (_compensate,)
     directed = time_varying = synchronous = True
     vectors = ("S", "e")
 
@@ -64,11 +65,6 @@ class DeepSqueeze(GossipAlgorithm):
             )
         self.gamma = gamma
 
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        _compensate.compile()
-
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
         eps = rounding_noise(self.compressor)
@@ -82,12 +78,9 @@ class DeepSqueeze(GossipAlgorithm):
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        own = self._encode(bucket, self.e[bucket], step)  # which is v here
+        v = self.e[bucket]  # from update() until C(v) is taken from it
         self.S[bucket].zero_()
-        arrival = self._gossip(bucket, step, own=own)
-        yield next(arrival)
-        self.compressor.accumulate(own, self.e[bucket], -1.0)
-        yield from arrival
+        return self._share(bucket, step, v, v, 1.0, -1.0)
 
     def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""

@@ -61,6 +61,7 @@ class ECDPSGD(GossipAlgorithm):
     """
 
     name = "ecd-psgd"
+    formulas = (_mix, _mix_as_published)
     vectors = ("S", "xt")
 
     def __init__(
@@ -76,11 +77,6 @@ class ECDPSGD(GossipAlgorithm):
             raise ValueError(f"ecd-psgd: horizon must be at least 2, got {horizon}; 10 is usual")
         self.horizon = horizon
         self.published = published
-
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        (_mix_as_published if self.published else _mix).compile()
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
@@ -105,11 +101,7 @@ class ECDPSGD(GossipAlgorithm):
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
         weight = 2 / self._t(step)
-        own = self._encode(bucket, self._z[bucket], step)
-        arrival = self._gossip(bucket, step, weight, own)
-        yield next(arrival)
-        self.compressor.accumulate(own, self.xt[bucket], weight)
-        yield from arrival
+        return self._share(bucket, step, self._z[bucket], self.xt[bucket], weight, weight)
 
     def __repr__(self) -> str:
         how = "published=True" if self.published else f"horizon={self.horizon}"

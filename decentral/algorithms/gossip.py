@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import decentral_topologies
+from decentral_kernels.elementwise import Elementwise
 from decentral_topologies import Topology, crossing, place
 
 from ..communicators.base import Pending
@@ -36,7 +37,8 @@ class GossipAlgorithm(Algorithm):
 
     Messages of step t, from 1, travel along the topology's step t - 1. `directed` and
     `time_varying` say which topologies an algorithm takes, `averages` whether W's rows have to add
-    up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket.
+    up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket, and
+    `formulas` are what is to be compiled.
     """
 
     directed: ClassVar[bool] = False
@@ -44,6 +46,7 @@ class GossipAlgorithm(Algorithm):
     averages: ClassVar[bool] = True
     synchronous: ClassVar[bool] = False
     vectors: ClassVar[tuple[str, ...]] = ("S",)
+    formulas: ClassVar[tuple[Elementwise, ...]] = ()
     S: list[Tensor]
 
     def __init__(
@@ -71,6 +74,12 @@ class GossipAlgorithm(Algorithm):
         steps = range(graph.period)
         self._rows = [graph.weights(comm.rank, k) for k in steps]
         self._targets = [graph.targets(comm.rank, k) for k in steps]
+
+    def prepare(self, threads: int) -> None:
+        """See Algorithm.prepare."""
+        super().prepare(threads)
+        for formula in self.formulas:
+            formula.compile()
 
     def W(self, step: int) -> dict[int, float]:
         """Return W_ij by j, this rank's too: what messages of a step are weighted with."""
@@ -180,6 +189,19 @@ class GossipAlgorithm(Algorithm):
         messages = [] if own is None else [(own, (W_ii - 1) * weight)]
         messages += [(self._arrived(bucket, j, step), W_ij * weight) for j, W_ij in row.items()]
         self.compressor.accumulate_all(messages, self.S[bucket])
+
+    def _share(
+        self, bucket: int, step: int, z: Tensor, own: Tensor, weight: float, own_weight: float
+    ) -> Publishing:
+        """Send C(z), add sum_j W_ij (C_j - C_i) * `weight` to S, and C_i * `own_weight` to `own`.
+
+        The latter while the messages travel.
+        """
+        message = self._encode(bucket, z, step)
+        arrival = self._gossip(bucket, step, weight, message)
+        yield next(arrival)
+        self.compressor.accumulate(message, own, own_weight)
+        yield from arrival
 
     def stats(self) -> dict[str, Any]:
         """Return what the compressor counts, and how many edges cross hosts, of all ranks'."""

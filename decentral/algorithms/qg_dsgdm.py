@@ -48,6 +48,7 @@ class QGDSGDm(GossipAlgorithm):
     """
 
     name = "qg-dsgdm"
+    formulas = (_mix,)
     directed = time_varying = True
     vectors = ("S", "u")
 
@@ -62,11 +63,6 @@ class QGDSGDm(GossipAlgorithm):
         if not 0 <= beta < 1:
             raise ValueError(f"qg-dsgdm: beta must be in [0, 1), got {beta!r}; 0.9 is usual")
         self.beta = beta
-
-    def prepare(self, threads: int) -> None:
-        """See Algorithm.prepare."""
-        super().prepare(threads)
-        _mix.compile()
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
