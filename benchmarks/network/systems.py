@@ -121,12 +121,13 @@ class Decentral(System):
     """decentral.DistributedOptimizer."""
 
     launch = "mpi"
-    algorithm, compressor = "allreduce", "none"
+    algorithm, compressor, coding = "allreduce", "none", ""
 
     def __init__(self, model, lr=LR, bits=None):
         super().__init__(model, lr)
-        bits = {"bits": bits} if bits and self.takes_bits() else {}
-        compressor = decentral.compressors.from_name(self.compressor, **bits)
+        options = {"bits": bits} if bits and self.takes_bits() else {}
+        options |= {"coding": self.coding} if self.coding else {}
+        compressor = decentral.compressors.from_name(self.compressor, **options)
         options = {} if self.algorithm == "allreduce" else {"topology": "ring"}
         algorithm = decentral.algorithms.from_name(self.algorithm, compressor=compressor, **options)
         self.optimizer = decentral.DistributedOptimizer(self.optimizer, model, algorithm)
@@ -147,8 +148,9 @@ class Decentral(System):
         return self.optimizer.stats()
 
 
-def _decentral(algorithm, compressor):
-    return type("Decentral", (Decentral,), {"algorithm": algorithm, "compressor": compressor})
+def _decentral(algorithm, compressor, coding=""):
+    choice = {"algorithm": algorithm, "compressor": compressor, "coding": coding}
+    return type("Decentral", (Decentral,), choice)
 
 
 SYSTEMS = {
@@ -165,6 +167,8 @@ SYSTEMS = {
     "allreduce-intsgd": _decentral("allreduce", "intsgd"),
     "d-psgd": _decentral("d-psgd", "none"),
     "ecd-psgd": _decentral("ecd-psgd", "nuqsgd"),
+    "allreduce-huffman": _decentral("allreduce", "nuqsgd", "huffman"),
+    "ecd-psgd-huffman": _decentral("ecd-psgd", "nuqsgd", "huffman"),
 }
 
 
