@@ -5,16 +5,21 @@ Importing it starts neither MPI nor CUDA.
 
 from . import algorithms, communicators, compressors
 from ._version import __version__
+from .communicators import RankLostError, WaitTimeoutError
 from .compressors import NotFiniteError
 from .lsvrg import LSVRG
 from .optimizer import DistributedOptimizer
 from .startup import MismatchError
+from .stopping import StopRequest
 
 __all__ = [
     "LSVRG",
     "DistributedOptimizer",
     "MismatchError",
     "NotFiniteError",
+    "RankLostError",
+    "StopRequest",
+    "WaitTimeoutError",
     "__version__",
     "algorithms",
     "communicators",

@@ -28,14 +28,22 @@ class Bucket:
     else this bucket.
     """
 
-    def __init__(self, device: int, start: int, parts: Sequence[tuple[int, str, int]]) -> None:
+    def __init__(
+        self, number: int, device: int, start: int, parts: Sequence[tuple[int, str, int]]
+    ) -> None:
         """`parts` are (number of the parameter, name, coordinates); `device` an index of Flat."""
+        self.number = number
         self.indices = [i for i, _, _ in parts]
         self.names = [name for _, name, _ in parts]
         self.numels = [numel for _, _, numel in parts]
         self.numel = sum(self.numels)
         self.device, self.start = device, start
         self.alone, self.first = len(parts) == 1, 0
+
+    def __str__(self) -> str:
+        first, last = self.names[0], self.names[-1]
+        names = repr(first) if self.alone else f"{first!r} to {last!r}"
+        return f"bucket {self.number} ({names})"
 
     def of(self, flat: Flat) -> Tensor:
         """Return this bucket's slice, float32[numel]."""
@@ -69,7 +77,7 @@ class Buckets:
         for d, run in enumerate(runs):
             start = 0
             for parts in _cut([(i, n, p.numel()) for i, (n, p) in run], cap_mb * 2**20 / 4):
-                self._all.append(Bucket(d, start, parts))
+                self._all.append(Bucket(len(self._all), d, start, parts))
                 start += self._all[-1].numel
         if len(self._all) > MAX_BUCKETS:
             raise ValueError(

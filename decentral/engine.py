@@ -14,11 +14,12 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
-from .communicators.base import Backoff, Communicator, Pending
+from .communicators.base import Backoff, Communicator, Pending, messages_of
 
 Steps = Generator[Pending, None, Any]
 _IDLE_S = 5.0  # a thread without work ends, and the next task starts another
 _EXIT_WAIT_S = 10.0
+_LOOK_S = 0.5  # how often a thread that waits looks whether it does so for too long
 
 
 def run_now(steps: Steps) -> Any:
@@ -98,15 +99,19 @@ class Engine:
 
         Raises:
             Exception: what this or an earlier task raised.
+            WaitTimeoutError: another rank did not do its part.
         """
         self._wait_until(lambda: all(task.done for task in tasks))
 
     def wait_for_begin(self) -> None:
-        """Return when every task has handed over its first message, which needs no other rank."""
-        tasks = list(self._tasks)
-        self._wait_until(lambda: all(task.begun for task in tasks))
+        """Return when every task has handed over its first message, which needs no other rank.
 
-    def _wait_until(self, reached: Callable[[], bool]) -> None:
+        Or will not: what failed is for wait() to raise.
+        """
+        tasks = list(self._tasks)
+        self._wait_until(lambda: all(task.begun for task in tasks), quietly=True)
+
+    def _wait_until(self, reached: Callable[[], bool], quietly: bool = False) -> None:
         if not (reached() and self._failure is None):
             start = time.perf_counter()
             with self._changed:
@@ -118,12 +123,26 @@ class Engine:
                 with self._changed:
                     self._reached.remove(reached)
                 self.waited_s += time.perf_counter() - start
-        if self._failure is not None:
+        if self._failure is not None and not quietly:
             raise self._failure
 
     def _watch(self, reached: Callable[[], bool]) -> None:
+        with self._comm.watch.waiting() as look:
+            while not self._reaches(reached):
+                look(self._missing)
+
+    def _reaches(self, reached: Callable[[], bool]) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or reached())
+            return self._changed.wait_for(
+                lambda: self._failure is not None or reached(), timeout=_LOOK_S
+            )
+
+    def _missing(self) -> str:
+        """Return in words what the first task waits for."""
+        task = next(iter(self._tasks), None)
+        what = task.what if task is not None else "a step"
+        missing = getattr(task.pending, "missing", ()) if task is not None else ()
+        return f"rank {self._comm.rank}, {what}, {messages_of(missing)}"
 
     def drain(self) -> None:
         """Return when all tasks are done."""
@@ -141,13 +160,21 @@ class Engine:
         if (thread := self._thread) is not None:
             thread.join()
 
+    def abandon(self) -> None:
+        """Forget the tasks under way, whose messages will not come, and do nothing from now on."""
+        self._failure = self._failure or RuntimeError("abandoned")
+        self.end(0.0)
+        self._tasks.clear()
+
     def _drive(self, reached: Callable[[], bool]) -> None:
         backoff = Backoff(self._comm.spins)
-        while self._failure is None and not reached():
-            if self._pass():
-                backoff.reset()
-            else:
-                backoff.pause()
+        with self._comm.watch.waiting() as look:
+            while self._failure is None and not reached():
+                if self._pass():
+                    backoff.reset()
+                else:
+                    look(self._missing)
+                    backoff.pause()
 
     def _run(self) -> None:
         backoff = Backoff(self._comm.spins)  # which are worth a core only while the caller waits
@@ -157,6 +184,7 @@ class Engine:
                 backoff.reset()
                 continue
             if self._tasks:
+                self._comm.watch.look()
                 backoff.pause(bool(self._reached), self._wake.wait)
                 continue
             self._wake.wait(_IDLE_S)

@@ -24,9 +24,14 @@ _use_count = getattr(torch._C, "_storage_Use_Count", None)  # private: there is 
 
 def hook(p: nn.Parameter, then: Callable[[Tensor], None]) -> None:
     """Call then(p) whenever its gradient is there, and no more what an earlier optimizer asked."""
-    if (before := _hooks.get(p)) is not None:
-        before.remove()
+    unhook(p)
     _hooks[p] = p.register_post_accumulate_grad_hook(then)
+
+
+def unhook(p: nn.Parameter) -> None:
+    """Do nothing more when its gradient is there."""
+    if (before := _hooks.pop(p, None)) is not None:
+        before.remove()
 
 
 def hold(parameters: Iterable[nn.Parameter]) -> None:

@@ -16,8 +16,8 @@ class Ledger:
     """Bytes of steps apart from those of start-up and averaging, and the last known distance."""
 
     def __init__(self, comm: Communicator) -> None:
-        self._comm = comm
-        self._bytes = {"startup": comm.bytes_sent, "averaging": 0}
+        self.comm = comm
+        self._bytes = {"startup": comm.bytes_sent, "averaging": 0, "recovery": 0}
         self.consensus_distance = 0.0
 
     @contextmanager
@@ -26,7 +26,7 @@ class Ledger:
 
         Over `comm`, where a step's messages are under way meanwhile, else over all.
         """
-        comm = self._comm if comm is None else comm
+        comm = self.comm if comm is None else comm
         before = comm.bytes_sent
         yield
         self._bytes[what] += comm.bytes_sent - before
@@ -42,9 +42,10 @@ class Ledger:
         return {
             "steps": steps,
             "parameters": numel,
-            "bytes_sent": self._comm.bytes_sent - sum(self._bytes.values()),
+            "bytes_sent": self.comm.bytes_sent - sum(self._bytes.values()),
             "bytes_sent_startup": self._bytes["startup"],
             "bytes_sent_averaging": self._bytes["averaging"],
+            "bytes_sent_recovery": self._bytes["recovery"],
             "bits_per_parameter": 8 * message / max(1, numel),
             "consensus_distance": self.consensus_distance,
             "communication_s": communication,

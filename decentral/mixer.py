@@ -12,6 +12,7 @@ from .algorithms import GossipAlgorithm, GradientAlgorithm
 from .averaging import average_parameters
 from .buckets import Buckets, Flat
 from .communicators.base import Communicator
+from .communicators.watch import RankLostError
 from .compressors import NotFiniteError
 from .compressors.base import is_whole
 from .engine import Engine, Task
@@ -95,6 +96,10 @@ class Rounds(ABC):
     def _exchange(self, t: int) -> None:
         """Make the parameters of the next round of those of the last one, and what was reached."""
 
+    def restart(self) -> None:
+        """Begin anew from the parameters, in the middle of a round or not."""
+        self._begin()
+
     def settle(self) -> None:
         """Return when all messages under way have arrived."""
         self._engine.drain()
@@ -132,7 +137,7 @@ class Mixer(Rounds):
                 algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
             except NotFiniteError as error:
                 raise located(error, self._comm.rank, t, b, self._buckets) from error
-            what = f"step {t}, bucket {b}"
+            what = f"step {t}, {bucket}"
             self._tasks.append(self._engine.submit(algorithm.publish(b, t), what))
         if algorithm.synchronous:
             for b, bucket in enumerate(self._buckets):
@@ -174,8 +179,13 @@ class PeriodicMean(Rounds):
         tasks = []
         for b, bucket in enumerate(self._buckets):
             steps = self._algorithm.average(b, bucket.of(self._new), t)
-            tasks.append(self._engine.submit(steps, f"step {t}, bucket {b}"))
-        self._engine.wait(*tasks)
+            tasks.append(self._engine.submit(steps, f"step {t}, {bucket}"))
+        try:
+            self._engine.wait(*tasks)
+        except RankLostError:  # what the parameters moved by is lost, and with it the round
+            for old, new in zip(self._old, self._new, strict=True):
+                new.copy_(old)
+            raise
         error = complaint([task.result for task in tasks], self._comm, t, self._buckets)
         if error is not None:
             raise error

@@ -13,11 +13,14 @@ from torch import nn
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import Buckets
-from .communicators import Communicator, as_communicator
+from .communicators import Communicator, RankLostError, as_communicator
+from .communicators.watch import DEFAULT_TIMEOUT_S
 from .consensus import Consensus
 from .engine import Engine
+from .gradients import unhook
 from .ledger import Ledger
 from .mixer import Every, Mixer, PeriodicMean, Rounds
+from .recovery import Survivors
 from .reducer import Reducer
 from .scaling import unscale
 from .startup import (
@@ -56,6 +59,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             parameters moved by is averaged: periodic averaging, or local SGD.
         average_every, consensus_every: with gossip, steps after which all parameters are averaged,
             or the distance between ranks is estimated from a sample; 0 is never.
+        timeout: seconds that one wait for other ranks may take, before WaitTimeoutError says whom.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -79,6 +83,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: int = 1,
         average_every: int = 0,
         consensus_every: int = 100,
+        timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._every = Every(local_steps, average_every, consensus_every).check()
         self.optimizer = optimizer
@@ -86,9 +91,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self.__setstate__({"defaults": optimizer.defaults})
         self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
+        self._communicator.watch.timeout = timeout
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
         self._steps, self._seed = 0, seed
-        self._ledger = Ledger(self._comm)
+        self._ledger, self._survivors = Ledger(self._comm), Survivors(self._comm)
         with self._ledger.counting("startup"):
             self._start(bucket_cap_mb)
 
@@ -106,6 +112,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._buckets = Buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         say_how_device_buffers_travel(comm, model.parameters())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin from the parameters, which the ranks of self._comm have in common."""
+        comm, algorithm = self._comm, self._algorithm
         threads = min(comm.cores_per_rank, torch.get_num_threads())
         comm.first_on_each_host(lambda: algorithm.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
@@ -115,6 +126,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._reducer: Reducer | None = None
         self._rounds: Rounds | None = None
         if comm.size == 1:
+            for p in self._buckets.parameters:
+                unhook(p)  # of another wrapper, or of more ranks than are left
             return
         rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
@@ -126,6 +139,68 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._reducer = Reducer(
                 algorithm, self._buckets, comm, self._engine, self._begin_averaging
             )
+
+    def recover(self) -> tuple[int, ...]:
+        """Go on without ranks that have died, after RankLostError; every survivor has to call it.
+
+        Needs an MPI that survives: Open MPI by `mpirun --with-ft ulfm`. The step in which a rank
+        died is lost, stats()["steps"] equal on all ranks then, and so are the parameters: those of
+        the rank that has done most steps or, with gossip, the mean. Residuals, estimates and
+        running norms begin anew. `communicator` is of the survivors: shard the data anew.
+
+        Returns:
+            The ranks lost since the beginning, by their numbers then.
+
+        Raises:
+            RuntimeError: this MPI cannot go on without a rank.
+        """
+        while True:
+            try:
+                self._recover()
+                return self._survivors.lost
+            except RankLostError:
+                continue  # another one died meanwhile
+
+    def _recover(self) -> None:
+        self._engine.abandon()
+        self._communicator = self._communicator.survivors()
+        traffic, self._comm = self._comm.traffic, self._communicator.split(0)
+        comm = self._comm
+        comm.traffic = traffic
+        self._ledger.comm = comm
+        with self._ledger.counting("recovery"):
+            self._steps, root = self._survivors.agree(comm, self._steps)
+            gossip = isinstance(self._algorithm, GossipAlgorithm)
+            inner, model = self.optimizer, self._model
+            self._survivors.bring_together(comm, model, inner, self._buckets, root, gossip)
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._algorithm.rejoin(self._comm)
+        self._begin()
+        if self._rounds is not None:
+            self._rounds.restart()
+
+    def adopt(self, state_dict: dict[str, Any]) -> None:
+        """Take over what state_dict() returned in a run of another number of ranks; all must call.
+
+        The wrapped optimizer's state, and the number of steps. Load the model before: its
+        parameters are rank 0's on all ranks then, and residuals, estimates and running norms begin
+        anew.
+
+        Raises:
+            MismatchError: the ranks' are of different steps.
+        """
+        theirs = dict(state_dict)
+        steps = theirs.pop("decentral")["steps"]
+        check_agreement(self._comm, [("the step to resume from", steps)])
+        self._settle()
+        with self._ledger.counting("startup"):
+            broadcast_tensors(self._comm, self._model.parameters())
+            self.optimizer.load_state_dict(theirs)
+            self._engine.end(0.0)
+            self._steps = steps
+            self._begin_anew()
 
     def _begin_averaging(self) -> int:
         step = self._steps + 1

@@ -115,7 +115,7 @@ class Reducer:
                 self._step = self._begin()
             b = len(self._tasks)
             steps = self._algorithm.average(b, self._gradients.vector(b), self._step)
-            self._tasks.append(self._engine.submit(steps, f"step {self._step}, bucket {b}"))
+            self._tasks.append(self._engine.submit(steps, f"step {self._step}, {self._buckets[b]}"))
 
     # ---- step() -------------------------------------------------------------------------------
 

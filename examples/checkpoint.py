@@ -1,39 +1,59 @@
-"""Checkpoints of one rank: a file each, since with gossip every rank has parameters of its own."""
+"""What a run is made of, so that another one can go on from it; and one number for all of it."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import struct
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import decentral
 
 
-def _path(directory: str, rank: int) -> str:
-    return os.path.join(directory, f"rank{rank:05d}.pt")
-
-
-def save(directory: str, rank: int, epoch: int, parts: dict[str, Any]) -> None:
-    """Write the state_dict() of every part; the file appears whole or not at all."""
-    os.makedirs(directory, exist_ok=True)
-    path = _path(directory, rank)
-    content = {name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch}
-    torch.save(content, path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def load(directory: str, rank: int, parts: dict[str, Any]) -> int:
-    """Restore every part, and return how many epochs were finished.
-
-    Raises:
-        FileNotFoundError: this rank has no checkpoint there.
-    """
-    path = _path(directory, rank)
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"--resume: expected {path}; was the run that wrote this folder of as many ranks?"
-        )
-    # weights_only: a checkpoint is data, loading one does not execute code
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
+    """Let every part be what it was: parameters, residuals, estimates, norms, bit for bit."""
     for name, part in parts.items():
-        part.load_state_dict(content[name])
-    return int(content["epoch"])
+        part.load_state_dict(state[name])
+
+
+def adopt(parts: dict[str, Any], found: decentral.checkpoints.Found) -> None:
+    """Let every part be about what it was on another number of ranks.
+
+    The model is the mean over those; the optimizer's momentum that of one of them.
+    """
+    models = [found.of(r)["model"] for r in range(found.size)]
+    parts["model"].load_state_dict({name: _mean([m[name] for m in models]) for name in models[0]})
+    parts["optimizer"].adopt(found.state["optimizer"])
+    parts["schedule"].load_state_dict(found.state["schedule"])
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]  # BatchNorm's count
+    return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of nested dictionaries and lists of tensors, numbers and strings."""
+    sha = hashlib.sha256()
+    _feed(sha, value)
+    return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    if isinstance(value, dict):
+        for key in sorted(value, key=repr):
+            sha.update(repr(key).encode())
+            _feed(sha, value[key])
+    elif isinstance(value, (list, tuple)):
+        sha.update(struct.pack("<q", len(value)))
+        for item in value:
+            _feed(sha, item)
+    elif isinstance(value, Tensor):
+        sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        data = value.detach().cpu().contiguous().reshape(-1)
+        sha.update(data.view(torch.uint8).numpy().tobytes())
+    else:
+        sha.update(repr(value).encode())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
+import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ import report
 import resnet
 import shards
 from flags import make_algorithm, parse_args
+from stream import Start, Stream
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
@@ -32,6 +34,14 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this machine or this build of torch has no CUDA")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error)
+    """A rank was told to stop by a signal, `number`, and all of them have."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 class Training:
@@ -52,52 +62,119 @@ class Training:
             self.model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay
         )
         self.opt = decentral.DistributedOptimizer(
-            sgd, self.model, self.algorithm, comm, seed=args.seed, **flags.rounds(args)
+            sgd,
+            self.model,
+            self.algorithm,
+            comm,
+            seed=args.seed,
+            timeout=args.timeout,
+            **flags.rounds(args),
         )
-        self.shard = shards.make_sampler(
-            args.partition, args.alpha, comm.rank, comm.size, self.data.train, args.seed
-        )
-        self.steps_per_epoch = datasets.batch_count(len(self.shard), args.batch_size)
-        if self.steps_per_epoch < 1:
-            raise ValueError(
-                f"{args.dataset} has {len(self.data.train)} training images, too few for "
-                f"{comm.size} ranks and batches of 2; use fewer ranks"
-            )
-        total = args.epochs * self.steps_per_epoch
+        self.stream = self._stream(Start())
+        self.total = args.epochs * self.stream.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.opt, args.lr, total_steps=total, cycle_momentum=False
+            self.opt, args.lr, total_steps=self.total, cycle_momentum=False
         )
-        self.first_epoch = self._resume() if args.resume else 0
+        self.step = 0
+        self.failures: tuple[int, ...] = ()
+        self.losses: list[float] = []  # of this epoch
+        self._watch_ranks()
+        if args.resume:
+            self._resume()
 
-    def _state(self) -> dict[str, Any]:
+    def _watch_ranks(self) -> None:
+        """Take what follows from which ranks there are."""
+        self.comm = comm = self.opt.communicator
+        self.log = report.Log(self.args.log_dir if comm.rank == 0 else None)
+        folder = self.args.checkpoint_dir
+        self.checkpoints = decentral.Checkpoints(folder, comm) if folder else None
+
+    def _stream(self, start: Start) -> Stream:
+        """Return this rank's batches, among the ranks that there are now."""
+        args, comm, train = self.args, self.comm, self.data.train
+        shard = shards.make_sampler(
+            args.partition, args.alpha, comm.rank, comm.size, train, args.seed
+        )
+        stream = Stream(train, shard, args.batch_size, start)
+        if stream.steps_per_epoch < 1:
+            raise ValueError(
+                f"{args.dataset} has {len(train)} training images, too few for {comm.size} ranks "
+                "and batches of 2; use fewer ranks"
+            )
+        return stream
+
+    # ---- stop, resume, go on ------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "optimizer": self.opt, "schedule": self.schedule}
 
-    def _resume(self) -> int:
-        epoch = checkpoint.load(self.args.checkpoint_dir, self.comm.rank, self._state())
-        epochs = self.comm.all_gather_object(epoch)
-        if len(set(epochs)) > 1:
-            raise ValueError(f"the ranks' checkpoints are of epochs {epochs}, expected one epoch")
-        return epoch
+    def _state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()} | {
+            "start": list(self.stream.start),
+            "losses": self.losses,
+            "total": self.total,
+        }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        key = (self.args.seed, epoch, self.comm.rank)
-        mine = self.shard.epoch(epoch)
-        for images, labels in datasets.batches(self.data.train, mine, self.args.batch_size, key):
-            yield images.to(self.device), labels.to(self.device)
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.step, self._state())
 
-    def train_epoch(self, epoch: int, progress: report.Progress) -> float:
-        """Return the mean loss of this epoch over all ranks."""
+    def _resume(self) -> None:
+        assert self.checkpoints is not None  # flags.check()
+        found = self.checkpoints.load()
+        if found is None:
+            raise ValueError(f"--resume: expected a checkpoint in {self.args.checkpoint_dir}")
+        self.step, self.total = found.step, found.state["total"]
+        start = Start(*found.state["start"])
+        if found.size == self.comm.size:
+            checkpoint.restore(self._parts(), found.state)
+            self.stream, self.losses = self._stream(start), found.state["losses"]
+            return
+        checkpoint.adopt(self._parts(), found)
+        self.stream = self._stream(self._next_epoch(start, found.size))
+        if self.comm.rank == 0:
+            logging.warning(
+                f"resumed on {self.comm.size} ranks what {found.size} had saved at step "
+                f"{self.step}: from the mean of their models, with momentum of one of them; "
+                "residuals, estimates and norms begin anew, and so does an epoch"
+            )
+
+    def _next_epoch(self, start: Start, size: int) -> Start:
+        """Return where those begin who take over at this step from so many ranks."""
+        each = datasets.batch_count(len(self.data.train) // size, self.args.batch_size)
+        return Start(self.step, start.epoch + -(-(self.step - start.step) // each))
+
+    def _go_on(self, size: int) -> None:
+        """Go on without the ranks that have died; there were `size` before."""
+        begun = time.perf_counter()
+        self.failures = self.opt.recover()
+        self._watch_ranks()
+        self.step = self.opt.stats()["steps"]
+        schedules = self.comm.all_gather_object(self.schedule.state_dict())
+        self.schedule.load_state_dict(max(schedules, key=lambda s: s["last_epoch"]))
+        self.stream = self._stream(self._next_epoch(self.stream.start, size))
+        self.losses = []
+        if self.comm.rank == 0:
+            logging.warning(
+                f"goes on at step {self.step} with {self.comm.size} ranks, without rank "
+                f"{', '.join(map(str, self.failures))}, after {time.perf_counter() - begun:.1f} s"
+            )
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """Take one step on this rank's next batch."""
         self.model.train()
-        total = 0.0
-        for images, labels in self._batches(epoch):
-            self.opt.zero_grad()
-            loss = functional.cross_entropy(self.model(images), labels)
-            loss.backward()
-            self.opt.step()
-            self.schedule.step()
-            total += loss.item()
-            progress.step(loss.item(), len(labels), self.opt.stats()["bytes_sent"])
-        return self._mean(total / self.steps_per_epoch)
+        images, labels = (t.to(self.device) for t in self.stream.batch(self.step))
+        self.opt.zero_grad()
+        loss = functional.cross_entropy(self.model(images), labels)
+        loss.backward()
+        self.opt.step()
+        self.schedule.step()
+        if self.stream.place(self.step)[1] == 0:
+            self.losses = []
+        self.losses.append(loss.item())
+        self.step += 1
 
     def evaluate(self) -> float:
         """Return the test accuracy of the averaged model; the ranks share the images.
@@ -128,29 +205,59 @@ class Training:
         return sum(self.comm.all_gather_object(value)) / self.comm.size
 
     def run(self) -> dict[str, Any]:
-        args, rank = self.args, self.comm.rank
-        start = time.perf_counter()
-        loss = accuracy = None
-        log = report.Log(args.log_dir if rank == 0 else None)
-        with report.Progress(
-            self.steps_per_epoch * args.epochs, self.first_epoch * self.steps_per_epoch, rank == 0
-        ) as progress:
-            for epoch in range(self.first_epoch, args.epochs):
-                loss = self.train_epoch(epoch, progress)
-                if args.log_dir or epoch == args.epochs - 1:
-                    accuracy = self.evaluate()
-                    log.write(loss, accuracy, self.opt.stats())
-                if args.checkpoint_dir:
-                    checkpoint.save(args.checkpoint_dir, rank, epoch + 1, self._state())
-        if accuracy is None:  # resumed after the last epoch
-            accuracy = self.evaluate()
-        log.close()
-        results = self._results(loss, accuracy, time.perf_counter() - start)
+        """Train to the end, with whoever is left if --on-failure says so, and return the results.
+
+        Raises:
+            Stopped: a rank got SIGTERM or SIGINT.
+            RankLostError: a rank has died.
+        """
+        begun = time.perf_counter()
+        while True:
+            size = self.comm.size
+            try:
+                return self._to_the_end(begun)
+            except decentral.RankLostError:
+                if self.args.on_failure != "continue":
+                    raise
+            self._go_on(size)
+
+    def _to_the_end(self, begun: float) -> dict[str, Any]:
+        args = self.args
+        last = min(self.total, args.max_steps or self.total)
+        with (
+            decentral.StopRequest(self.comm) as stop,
+            report.Progress(last, self.step, self.comm.rank == 0) as progress,
+        ):
+            while self.step < last:
+                if told := stop.everyone():
+                    self._save()
+                    raise Stopped(told)
+                self.train_step()
+                sent = self.opt.stats()["bytes_sent"]
+                progress.step(self.losses[-1], args.batch_size, sent)
+                ends = self.stream.ends_epoch(self.step - 1)
+                if ends and args.log_dir:
+                    self.log.write(self._loss(), self.evaluate(), self.opt.stats())
+                if self.step == last or self._is_time(ends):
+                    self._save()
+        digests = self.comm.all_gather_object(checkpoint.digest(self._state()))
+        results = self._results(self.evaluate(), time.perf_counter() - begun)
+        results["state_sha256"], results["failures"] = digests, list(self.failures)
         if args.evaluate == "each":
             results["rank_accuracies"] = self.evaluate_each()
+        self.log.close()
         return results
 
-    def _results(self, loss: float | None, accuracy: float, wall_s: float) -> dict[str, Any]:
+    def _is_time(self, ends_epoch: bool) -> bool:
+        every = self.args.checkpoint_every
+        return self.step % every == 0 if every else ends_epoch
+
+    def _loss(self) -> float | None:
+        """Return the mean over ranks of their losses since the epoch began; None without any."""
+        mine = sum(self.losses) / max(1, len(self.losses))
+        return self._mean(mine) if self.losses else None
+
+    def _results(self, accuracy: float, wall_s: float) -> dict[str, Any]:
         args, stats = self.args, self.opt.stats()
         compressor = self.algorithm.compressor
         return {
@@ -163,7 +270,7 @@ class Training:
             "parameters": stats["parameters"],
             "steps": stats["steps"],
             "test_accuracy": accuracy,
-            "train_loss": loss,
+            "train_loss": self._loss(),
             "bytes_sent_per_rank_per_step": stats["bytes_sent"] / max(1, stats["steps"]),
             "bits_per_parameter": stats["bits_per_parameter"],
             "consensus_distance": stats["consensus_distance"],
@@ -180,7 +287,17 @@ def main() -> None:
         training = Training(args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         decentral.communicators.end_job(str(error))
-    results = training.run()
+    try:
+        results = training.run()
+    except Stopped as stopped:
+        training.comm.barrier()  # a launcher ends the others as soon as one has
+        sys.exit(128 + stopped.number)
+    except decentral.RankLostError as lost:
+        decentral.communicators.end_job(
+            f"{lost}; --resume from the last checkpoint, or let survivors go on: --on-failure "
+            "continue, with Open MPI as `mpirun --with-ft ulfm`",
+            status=1,
+        )
     if training.comm.rank == 0:
         report.print_table(results)
         if args.json:

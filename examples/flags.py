@@ -84,8 +84,12 @@ def parse_args() -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
     add("--json", metavar="FILE", help="rank 0 writes the results here")
     add("--log-dir", metavar="DIR", help="TensorBoard scalars, and a PNG of loss and accuracy")
-    add("--checkpoint-dir", metavar="DIR", help="one file per rank, written after every epoch")
-    add("--resume", action="store_true", help="go on from --checkpoint-dir")
+    add("--checkpoint-dir", metavar="DIR", help="whole checkpoints, the last three, one a step")
+    add("--checkpoint-every", type=int, metavar="STEPS", help="instead of after every epoch")
+    add("--max-steps", type=int, metavar="STEPS", help="stop after so many in all, and save")
+    add("--resume", action="store_true", help="go on from --checkpoint-dir, on any number of ranks")
+    add("--on-failure", default="stop", help="of a rank: stop; continue with the others (ULFM)")
+    add("--timeout", type=float, default=600.0, help="seconds that one wait for a rank may take")
     return parser.parse_args()
 
 
@@ -120,6 +124,14 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("expected --epochs of at least 1 and --batch-size of at least 2")
     if args.resume and not args.checkpoint_dir:
         raise ValueError("--resume needs the --checkpoint-dir to resume from")
+    if args.checkpoint_every is not None and not args.checkpoint_dir:
+        raise ValueError("--checkpoint-every needs the --checkpoint-dir to write to")
+    for flag in ("checkpoint_every", "max_steps", "timeout"):
+        value = getattr(args, flag)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{flag.replace('_', '-')} must be above 0, got {value}")
+    if args.on_failure not in ("stop", "continue"):
+        raise ValueError(f"--on-failure must be stop or continue, got {args.on_failure!r}")
     if args.evaluate not in ("averaged", "each"):
         raise ValueError(f"--evaluate must be averaged or each, got {args.evaluate!r}")
     gossip = "topology" in decentral.algorithms.options_of(args.algorithm)

@@ -67,9 +67,9 @@ class Log:
 
             self._writer = SummaryWriter(directory)
 
-    def write(self, loss: float, accuracy: float, stats: dict[str, Any]) -> None:
+    def write(self, loss: float | None, accuracy: float, stats: dict[str, Any]) -> None:
         """Add one point."""
-        if not self._directory:
+        if not self._directory or loss is None:
             return
         step, sent = stats["steps"], stats["bytes_sent"]
         self._rows.append((step, sent, loss, accuracy))

@@ -54,6 +54,14 @@ class Algorithm(ABC):
             )
         self._comm = comm
 
+    def rejoin(self, comm: Communicator) -> None:
+        """Belong to these ranks instead, which are left of those that it belonged to.
+
+        start() has to follow: residuals, estimates and norms begin anew.
+        """
+        self._comm = None
+        self.join(comm)
+
     def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """Allocate all there is to allocate.
 

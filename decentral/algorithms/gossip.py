@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -54,6 +55,7 @@ class GossipAlgorithm(Algorithm):
     ) -> None:
         super().__init__(compressor)
         self.topology: TopologyLike = topology  # a Topology as soon as the ranks are known
+        self._wanted = topology
         self._planned: Topology | None = None  # the last one of rounds()
 
     @classmethod
@@ -74,6 +76,17 @@ class GossipAlgorithm(Algorithm):
         steps = range(graph.period)
         self._rows = [graph.weights(comm.rank, k) for k in steps]
         self._targets = [graph.targets(comm.rank, k) for k in steps]
+
+    def rejoin(self, comm: Any) -> None:
+        """See Algorithm.rejoin; a ring, where the topology does not exist for so many ranks."""
+        self.topology = self._wanted
+        try:
+            super().rejoin(comm)
+        except ValueError as error:
+            if comm.rank == 0:
+                logging.getLogger("decentral").warning(f"decentral: goes on over a ring: {error}")
+            self.topology = self._wanted = "ring"
+            super().rejoin(comm)
 
     def prepare(self, threads: int) -> None:
         """See Algorithm.prepare."""

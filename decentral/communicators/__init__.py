@@ -6,7 +6,8 @@ from typing import Any
 
 from .base import Communicator
 from .launch import end_job
-from .local import LocalCommunicator, run_local
+from .local import LocalCommunicator, LocalDeath, run_local
+from .watch import RankLostError, WaitTimeoutError
 
 
 def as_communicator(comm: Any = None) -> Communicator:
@@ -18,4 +19,13 @@ def as_communicator(comm: Any = None) -> Communicator:
     return MPICommunicator(comm)
 
 
-__all__ = ["Communicator", "LocalCommunicator", "as_communicator", "end_job", "run_local"]
+__all__ = [
+    "Communicator",
+    "LocalCommunicator",
+    "LocalDeath",
+    "RankLostError",
+    "WaitTimeoutError",
+    "as_communicator",
+    "end_job",
+    "run_local",
+]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload
+from .watch import Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
 _PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 20e-3, 1 / 16
 
 
 class Pending(Protocol):
-    """An operation under way; the buffers it was given belong to it until it is complete."""
+    """An operation under way; the buffers it was given belong to it until it is complete.
+
+    `missing`, where it has one, are the ranks whose messages have not come.
+    """
 
     @property
     def complete(self) -> bool:
@@ -96,7 +100,7 @@ class Communicator(ABC):
     `cores_per_rank` is this rank's share of the host's usable cores, at least 1. `device_direct`
     says whether device memory is handed over as it is (CUDA-aware MPI) or staged through pinned
     host memory. `threaded` says whether two threads may call at once: operations that were begun
-    may then be driven by one of them, whatever the other does.
+    may then be driven by one of them, whatever the other does. `watch` bounds its waits.
     """
 
     rank: int
@@ -109,6 +113,7 @@ class Communicator(ABC):
     threaded: bool = True
     spins: int = 0
     traffic: Traffic
+    watch: Watch
 
     @property
     def bytes_sent(self) -> int:
@@ -124,6 +129,16 @@ class Communicator(ABC):
 
         What it sends counts as sent over this one too.
         """
+
+    def survivors(self) -> Communicator:
+        """Return a communicator of the ranks that live, in the same order; all of them must call.
+
+        This one, and all that were split from it, are then of no use. Its traffic counts on.
+
+        Raises:
+            RuntimeError: a rank's death cannot be survived here.
+        """
+        raise RuntimeError(f"{type(self).__name__} cannot go on without a rank")
 
     @abstractmethod
     def exchange(
@@ -181,6 +196,12 @@ class Communicator(ABC):
         self.barrier()
         if self.local_rank != 0:
             action()
+
+
+def messages_of(ranks: Collection[int]) -> str:
+    """Return in words what an operation waits for that needs messages of these ranks."""
+    who = "all ranks" if not ranks else f"rank {', '.join(map(str, sorted(ranks)))}"
+    return f"messages of {who}"
 
 
 def for_each(send: Payload | Mapping[int, Payload], sources: Iterable[int]) -> dict[int, Payload]:

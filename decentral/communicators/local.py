@@ -15,23 +15,52 @@ import numpy.typing as npt
 
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
+from .watch import RankLostError, Watch
 
 T = TypeVar("T")
 _POLL_S = 0.05
 
 
-class _Group:
-    """What the ranks of one process share."""
+class LocalDeath(BaseException):
+    """Raised by a rank of run_local(): it dies, and the others learn of it as with a killed one."""
 
-    def __init__(self, hosts: Sequence[int], timeout: float, whole: _Group | None = None) -> None:
-        self.hosts = tuple(hosts)
+
+class _Fate:
+    """What becomes of the ranks of one process: they fail together, or one dies."""
+
+    def __init__(self, alive: Sequence[int]) -> None:
+        self.failed = threading.Event()
+        self.alive = list(alive)  # of run_local()'s ranks
+        self.barriers: list[threading.Barrier] = []
+        self.changed = threading.Condition()
+
+    def fail(self) -> None:
+        self.failed.set()
+        self.wake()
+
+    def die(self, rank: int) -> None:
+        self.alive.remove(rank)
+        self.wake()
+
+    def wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+        for barrier in self.barriers:
+            barrier.abort()
+
+
+class _Group:
+    """What the ranks of a communicator share; `members` are their numbers in run_local()."""
+
+    def __init__(self, hosts: Sequence[int], fate: _Fate, members: Sequence[int]) -> None:
+        self.hosts, self.fate, self.members = tuple(hosts), fate, tuple(members)
         self.size = size = len(self.hosts)
-        self.timeout = timeout
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
-        self.failed: threading.Event = threading.Event() if whole is None else whole.failed
-        self._barriers: list[threading.Barrier] = [] if whole is None else whole._barriers
-        self._barriers.append(self.barrier)
+        self._arrived: set[int] = set()  # at survivors()
+        self._after: dict[tuple[int, ...], _Group] = {}
+        self._began_with = len(fate.alive)
+        fate.barriers.append(self.barrier)
         self._boxes: dict[tuple[int, int, int], queue.SimpleQueue[Any]] = defaultdict(
             queue.SimpleQueue
         )
@@ -41,10 +70,34 @@ class _Group:
         with self._lock:
             return self._boxes[source, target, tag]
 
-    def fail(self) -> None:
-        self.failed.set()
-        for barrier in self._barriers:
-            barrier.abort()
+    def lost(self) -> list[int]:
+        """Return the ranks of this group that have died."""
+        return [r for r, m in enumerate(self.members) if m not in self.fate.alive]
+
+    def broken(self) -> bool:
+        """Whether a rank has died since, one of this group or of what it was split from."""
+        return len(self.fate.alive) < self._began_with
+
+    def survivors(self, rank: int, timeout: float) -> _Group:
+        """Return the group of those that live, when all of them have called."""
+        fate, me = self.fate, self.members[rank]
+        with fate.changed:
+            self._arrived.add(me)
+            fate.changed.notify_all()
+
+            def together() -> bool:
+                return self._arrived >= set(self.living()) or fate.failed.is_set()
+
+            if not fate.changed.wait_for(together, timeout) or fate.failed.is_set():
+                raise threading.BrokenBarrierError(f"rank {rank}: not all survivors came")
+            living = tuple(self.living())
+            if living not in self._after:
+                hosts = [self.hosts[self.members.index(m)] for m in living]
+                self._after[living] = _Group(hosts, fate, living)
+            return self._after[living]
+
+    def living(self) -> list[int]:
+        return [m for m in self.members if m in self.fate.alive]
 
 
 class _Done:
@@ -99,8 +152,8 @@ class _Receipt:
 class LocalCommunicator(Communicator):
     """One rank of run_local()."""
 
-    def __init__(self, group: _Group, rank: int) -> None:
-        self._group = group
+    def __init__(self, group: _Group, rank: int, watch: Watch) -> None:
+        self._group, self.watch = group, watch
         self.traffic = Traffic()
         self.rank, self.size, self.hosts = rank, group.size, group.hosts
         self.local_rank = self.hosts[:rank].count(self.hosts[rank])
@@ -110,27 +163,42 @@ class LocalCommunicator(Communicator):
         """See Communicator.split."""
         colors = self._all_gather(color)
         members = [r for r, c in enumerate(colors) if c == color]
-        first = members[0] == self.rank
-        group = (
-            _Group([self.hosts[r] for r in members], self._group.timeout, self._group)
-            if first
-            else None
-        )
-        part = LocalCommunicator(self._all_gather(group)[members[0]], members.index(self.rank))
+        group = None
+        if members[0] == self.rank:
+            hosts = [self.hosts[r] for r in members]
+            group = _Group(hosts, self._group.fate, [self._group.members[r] for r in members])
+        groups = self._all_gather(group)
+        part = LocalCommunicator(groups[members[0]], members.index(self.rank), self.watch)
         part.traffic = Traffic(self.traffic)
+        return part
+
+    def survivors(self) -> LocalCommunicator:
+        """See Communicator.survivors."""
+        old = self._group
+        group = old.survivors(self.rank, self.watch.timeout)
+        part = LocalCommunicator(group, group.members.index(old.members[self.rank]), self.watch)
+        part.traffic = self.traffic
         return part
 
     def _box(self, source: int, tag: int) -> queue.SimpleQueue[Any]:
         return self._group.box(source, self.rank, tag)
 
     def _check_alive(self, source: int, since: float) -> None:
-        """Raise BrokenBarrierError if a message of `source` is not to be waited for any longer."""
-        failed, timeout = self._group.failed.is_set(), self._group.timeout
+        """Raise what ends the wait for a message of `source`, if there is a reason."""
+        self._check_lives()
+        failed, timeout = self._group.fate.failed.is_set(), self.watch.timeout
         if failed or time.monotonic() - since > timeout:
             why = "failed" if failed else f"sent nothing in {timeout} s"
             raise threading.BrokenBarrierError(
                 f"rank {self.rank}: waits for rank {source}, a rank {why}"
             )
+
+    def _check_lives(self) -> None:
+        group = self._group
+        if group.broken() and not group.fate.failed.is_set():
+            lost = group.lost()
+            who = f"rank {', '.join(map(str, lost))} has" if lost else "another rank has"
+            raise RankLostError(f"rank {self.rank} of {self.size}: {who} died", lost)
 
     def _take(self, source: int, tag: int) -> Any:
         box, begun = self._box(source, tag), time.monotonic()
@@ -190,9 +258,11 @@ class LocalCommunicator(Communicator):
     def barrier(self) -> None:
         """See Communicator.barrier."""
         try:
-            self._group.barrier.wait(self._group.timeout)
+            self._group.barrier.wait(self.watch.timeout)
         except threading.BrokenBarrierError:
-            why = "another failed" if self._group.failed.is_set() else "not all ranks came in time"
+            self._check_lives()
+            failed = self._group.fate.failed.is_set()
+            why = "another failed" if failed else "not all ranks came in time"
             raise threading.BrokenBarrierError(f"rank {self.rank}: barrier: {why}") from None
 
 
@@ -205,18 +275,22 @@ def run_local(
     """Call function(communicator) on `size` ranks at once, and return what they return, by rank.
 
     A rank that raises ends them all, and its exception is raised here. `timeout` in seconds bounds
-    every wait of one rank for another. `hosts` pretends that ranks are on different hosts.
+    every wait of one rank for another. `hosts` pretends that ranks are on different hosts. A rank
+    that raises LocalDeath returns None, and the others go on, if they can.
     """
-    group = _Group([0] * size if hosts is None else hosts, timeout)
+    fate = _Fate(range(size))
+    group = _Group([0] * size if hosts is None else hosts, fate, range(size))
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = function(LocalCommunicator(group, rank))
+            results[rank] = function(LocalCommunicator(group, rank, Watch(timeout)))
+        except LocalDeath:
+            fate.die(rank)
         except BaseException as error:
             errors.append((rank, error))
-            group.fail()
+            fate.fail()
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:

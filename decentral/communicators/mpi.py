@@ -7,8 +7,10 @@ import functools
 import os
 import pickle
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Landed, Operation, Requests
 from .ring import TAGS, RingSum, num_segments
+from .ulfm import Guarded, shrunk
+from .watch import MessageRoll, Watch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -61,38 +65,88 @@ class MPICommunicator(Communicator):
     """The ranks of an mpi4py communicator (default COMM_WORLD), on a duplicate of it.
 
     From its construction on, an exception that nobody catches on one rank ends the job on all.
+    Where MPI tells of a rank's death, operations raise RankLostError.
 
     Raises:
         RuntimeError: the launcher started several processes, but this MPI sees one: mpirun and the
             library that mpi4py loaded are of different MPIs.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+    def __init__(self, comm: MPI.Intracomm | None = None, watch: Watch | None = None) -> None:
         MPI = start_mpi()
-        self._begin((MPI.COMM_WORLD if comm is None else comm).Dup(), Traffic())
+        self.watch = Watch() if watch is None else watch
+        self._family: list[Guarded] = []  # all communicators that end together
+        with self._bounded("the start of all ranks"):
+            own = (MPI.COMM_WORLD if comm is None else comm).Dup()
+            self.watch.roll = MessageRoll(own.Dup(), MPI.Status)
+            self._begin(own, Traffic())
         if self.size > 1:
             end_job_on_exception(self.rank, self.size, self._comm.Abort)
 
     def _begin(self, comm: MPI.Intracomm, traffic: Traffic) -> None:
         from mpi4py import MPI
 
-        self._comm: Any = comm
-        self._sums: Any = comm.Dup()  # rings have tags of their own
+        self._comm: Any = Guarded(comm)
+        self._sums: Any = Guarded(self._comm.Dup())  # rings have tags of their own
+        self._family += [self._comm, self._sums]
         self._ring_tag = 0
         self.traffic = traffic
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._requests = Requests()
+        self._requests = Requests(self.watch, self._comm.translated)
         self._place()
         self.device_direct = cuda_aware()
         if self.size > 1:
             atexit.register(self._finish)
 
+    @contextmanager
+    def _bounded(self, what: str) -> Iterator[None]:
+        """End the job if what is inside, which waits within MPI, takes too long."""
+        timer = threading.Timer(self.watch.timeout, self._too_late, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _too_late(self, what: str) -> None:
+        from mpi4py import MPI
+
+        sys.stderr.write(
+            f"decentral: rank {MPI.COMM_WORLD.Get_rank()}: {what}: waited for "
+            f"{self.watch.timeout:g} s; is a rank stopped, or elsewhere?\n"
+        )
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)
+
     def split(self, color: int) -> MPICommunicator:
         """See Communicator.split."""
+        with self._bounded("to split a communicator"):
+            return self._new(
+                self._comm.Split(color, self.rank), self._family, Traffic(self.traffic)
+            )
+
+    def _new(self, comm: MPI.Intracomm, family: list[Guarded], traffic: Traffic) -> MPICommunicator:
         part = MPICommunicator.__new__(MPICommunicator)
-        part._begin(self._comm.Split(color, self.rank), Traffic(self.traffic))
+        part.watch, part._family = self.watch, family
+        part._begin(comm, traffic)
         return part
+
+    def survivors(self) -> MPICommunicator:
+        """See Communicator.survivors; needs MPI's fault tolerance.
+
+        Ranks that have not noticed yet learn of it here, in whatever they do with these.
+        """
+        from mpi4py import MPI
+
+        for comm in self._family:
+            comm.revoke()
+        self._requests.abandon()
+        with self._bounded("what the survivors agree on"):
+            living = shrunk(self._comm.raw)
+            self.watch.roll = MessageRoll(living.Dup(), MPI.Status)
+            return self._new(living, [], self.traffic)
 
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
@@ -126,12 +180,17 @@ class MPICommunicator(Communicator):
         """See Communicator.exchange."""
         direct = self.device_direct
         incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
+        missing = set(receive)
 
-        def landed(payload: Payload) -> Landed:
-            return lambda status: payload.landed(direct, status.Get_count())
+        def landed(source: int) -> Landed:
+            def land(status: Any) -> None:
+                missing.discard(source)
+                receive[source].landed(direct, status.Get_count())
+
+            return land
 
         requests: list[tuple[Any, Landed | None]] = [
-            (self._comm.Irecv(buffer, source, tag), landed(receive[source]))
+            (self._comm.Irecv(buffer, source, tag), landed(source))
             for source, buffer in incoming.items()
         ]
         sent = for_each(send, receive)
@@ -141,7 +200,8 @@ class MPICommunicator(Communicator):
             (self._comm.Isend(self._count(outgoing[id(p)]), target, tag), None)
             for target, p in sent.items()
         ]
-        return Operation(self._requests, requests, (sent, receive, incoming, outgoing))
+        held = (sent, receive, incoming, outgoing)
+        return Operation(self._requests, requests, held, missing=missing)
 
     def all_reduce(self, vector: Any, mean: bool = False) -> Operation | RingSum:
         """See Communicator.all_reduce."""

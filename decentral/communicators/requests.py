@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from .base import Backoff
+from .base import Backoff, messages_of
+from .watch import Watch
 
 # One test moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time.
 _PER_TEST_S, _MOST_TESTS = 500e-6, 40  # in a poll, which is what the longest pause takes
@@ -20,10 +21,16 @@ class Requests:
 
     What a request leads to, such as adding up and sending on, is done by the thread that finds it
     complete: so nobody has to wait for operations in the order in which another rank does.
+    `translate` makes of MPI's exceptions what is raised here.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        watch: Watch | None = None,
+        translate: Callable[[Exception], Exception] = lambda error: error,
+    ) -> None:
         self.spins = 0
+        self._watch, self._translate = Watch() if watch is None else watch, translate
         self._tested_at = time.perf_counter()
         self._requests: list[Any] = []
         self._landed: list[Landed] = []
@@ -41,15 +48,21 @@ class Requests:
     def poll(self) -> bool:
         """Make progress with all requests; return whether any is complete now."""
         with self.lock:
-            if not self._requests:
-                return False
-            found = self._test()
-            if not found:
-                return False
-            calls = [(self._landed[i], self._statuses[k]) for k, i in enumerate(found)]
-            for i in sorted(found, reverse=True):
-                del self._requests[i], self._landed[i]
-            self._land(calls)
+            try:
+                return self._poll()
+            except Exception as error:
+                if (translated := self._translate(error)) is error:
+                    raise
+                raise translated from error
+
+    def _poll(self) -> bool:
+        found = self._test() if self._requests else None
+        if not found:
+            return False
+        calls = [(self._landed[i], self._statuses[k]) for k, i in enumerate(found)]
+        for i in sorted(found, reverse=True):
+            del self._requests[i], self._landed[i]
+        self._land(calls)
         return True
 
     def _test(self) -> list[int] | None:
@@ -71,14 +84,27 @@ class Requests:
         if failures:
             raise failures[0]
 
-    def wait_for(self, done: Callable[[], bool]) -> None:
-        """Poll until done(); give the core away while waiting, since MPI's own wait does not."""
+    def wait_for(self, done: Callable[[], bool], missing: Callable[[], str]) -> None:
+        """Poll until done(); give the core away while waiting, since MPI's own wait does not.
+
+        Raises:
+            WaitTimeoutError: what is `missing` did not come.
+            RankLostError: a rank has died.
+        """
         backoff = Backoff(self.spins)
-        while not done():
-            if self.poll():
-                backoff.reset()
-            else:
-                backoff.pause()
+        with self._watch.waiting() as look:
+            while not done():
+                if self.poll():
+                    backoff.reset()
+                else:
+                    look(missing)
+                    backoff.pause()
+
+    def abandon(self) -> None:
+        """Test these requests no more; MPI may still know their buffers, which stay alive."""
+        with self.lock:
+            self._abandoned = (self._requests, self._landed)
+            self._requests, self._landed = [], []
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -92,6 +118,7 @@ class Operation:
         requests: each with what its completion leads to.
         held: what has to stay alive, since MPI keeps no reference to what it sends.
         then: what is called last.
+        missing: the ranks whose messages have not come, as far as it is known.
     """
 
     def __init__(
@@ -100,8 +127,10 @@ class Operation:
         requests: Iterable[tuple[Any, Landed | None]],
         held: Any,
         then: Callable[[], None] = lambda: None,
+        missing: Collection[int] = (),
     ) -> None:
         self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
+        self.missing = missing
         pairs = list(requests)
         self._left = len(pairs)
         for request, landed in pairs:
@@ -123,4 +152,4 @@ class Operation:
 
     def wait(self) -> None:
         """See Pending."""
-        self._wait_for(lambda: self.complete)
+        self._wait_for(lambda: self.complete, lambda: messages_of(self.missing))

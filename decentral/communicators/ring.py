@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .base import messages_of
 from .requests import Requests
 
 # Small enough that adding one overlaps with sending the next, and large enough for the overhead.
@@ -61,9 +62,14 @@ class RingSum:
         """See Pending."""
         return self._under_way == 0
 
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """See Pending."""
+        return () if self.complete else (self._left,)
+
     def wait(self) -> None:
         """See Pending."""
-        self._requests.wait_for(lambda: self.complete)
+        self._requests.wait_for(lambda: self.complete, lambda: messages_of(self.missing))
 
     def _go_on(self, segment: Iterator[Any], _: Any = None) -> None:
         """Let a segment go on as far as its next request."""

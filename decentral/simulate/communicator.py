@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..communicators.base import Communicator, Maximum, Pending, Traffic, all_reduce_nbytes
+from ..communicators.watch import Watch
 from ..payload import Payload, Wire
 
 T = TypeVar("T")
@@ -173,7 +174,7 @@ class SimulatedCommunicator(Communicator):
 
     def __init__(self, world: World, rank: int) -> None:
         self._world, self._number = world, 0
-        self.traffic = Traffic()
+        self.traffic, self.watch = Traffic(), Watch()
         self.rank, self.size, self.hosts = rank, world.size, world.hosts
         self.local_rank, self.local_size = 0, 1
 
