@@ -5,6 +5,7 @@ Importing it starts neither MPI nor CUDA.
 
 from . import algorithms, communicators, compressors
 from ._version import __version__
+from .checkpoints import Checkpoints
 from .compressors import NotFiniteError
 from .lsvrg import LSVRG
 from .optimizer import DistributedOptimizer
@@ -12,6 +13,7 @@ from .startup import MismatchError
 
 __all__ = [
     "LSVRG",
+    "Checkpoints",
     "DistributedOptimizer",
     "MismatchError",
     "NotFiniteError",
