@@ -5,6 +5,7 @@ Importing it starts neither MPI nor CUDA.
 
 from . import algorithms, communicators, compressors
 from ._version import __version__
+from .checkpoints import Checkpoints
 from .communicators import RankLostError, WaitTimeoutError
 from .compressors import NotFiniteError
 from .lsvrg import LSVRG
@@ -14,6 +15,7 @@ from .stopping import StopRequest
 
 __all__ = [
     "LSVRG",
+    "Checkpoints",
     "DistributedOptimizer",
     "MismatchError",
     "NotFiniteError",

@@ -184,7 +184,7 @@ class Engine:
                 backoff.reset()
                 continue
             if self._tasks:
-                self._comm.watch.look()
+                self._look()
                 backoff.pause(bool(self._reached), self._wake.wait)
                 continue
             self._wake.wait(_IDLE_S)
@@ -192,6 +192,13 @@ class Engine:
                 if not self._tasks:
                     self._thread = None
                     return
+
+    def _look(self) -> None:
+        """Answer who calls the roll; MPI may tell of a rank's death in return."""
+        try:
+            self._comm.watch.look()
+        except BaseException as error:
+            self._fail(self._tasks[0].what if self._tasks else "a step", error)
 
     def _pass(self) -> bool:
         """Let every task go on, in order; return whether anything moved."""
@@ -205,15 +212,15 @@ class Engine:
                 if not task.advance():
                     continue
             except BaseException as error:
-                self._fail(task, error)
+                self._fail(task.what, error)
                 return True
             moved = True
             self._tell(task)
         return moved
 
-    def _fail(self, task: Task, error: BaseException) -> None:
+    def _fail(self, what: str, error: BaseException) -> None:
         if hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(f"decentral: rank {self._comm.rank}, {task.what}")
+            error.add_note(f"decentral: rank {self._comm.rank}, {what}")
         with self._changed:
             self._failure = error
             self._changed.notify_all()

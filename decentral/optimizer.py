@@ -14,7 +14,6 @@ from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import Buckets
 from .communicators import Communicator, RankLostError, as_communicator
-from .communicators.watch import DEFAULT_TIMEOUT_S
 from .consensus import Consensus
 from .engine import Engine
 from .gradients import unhook
@@ -59,7 +58,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             parameters moved by is averaged: periodic averaging, or local SGD.
         average_every, consensus_every: with gossip, steps after which all parameters are averaged,
             or the distance between ranks is estimated from a sample; 0 is never.
-        timeout: seconds that one wait for other ranks may take, before WaitTimeoutError says whom.
+        timeout: seconds that one wait for other ranks may take, before WaitTimeoutError says whom;
+            None leaves it as the communicator has it, 600.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -83,7 +83,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: int = 1,
         average_every: int = 0,
         consensus_every: int = 100,
-        timeout: float = DEFAULT_TIMEOUT_S,
+        timeout: float | None = None,
     ) -> None:
         self._every = Every(local_steps, average_every, consensus_every).check()
         self.optimizer = optimizer
@@ -91,7 +91,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self.__setstate__({"defaults": optimizer.defaults})
         self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
-        self._communicator.watch.timeout = timeout
+        if timeout is not None:
+            self._communicator.watch.timeout = timeout
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
         self._steps, self._seed = 0, seed
         self._ledger, self._survivors = Ledger(self._comm), Survivors(self._comm)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import decentral
+from decentral.checkpoint_folder import Found
 
 
 def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
@@ -18,21 +19,29 @@ def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
         part.load_state_dict(state[name])
 
 
-def adopt(parts: dict[str, Any], found: decentral.checkpoints.Found) -> None:
+def adopt(parts: dict[str, Any], found: Found, rank: int) -> None:
     """Let every part be about what it was on another number of ranks.
 
     The model is the mean over those; the optimizer's momentum that of one of them.
     """
-    models = [found.of(r)["model"] for r in range(found.size)]
+    states = [found.of(r) for r in range(found.size)]
+    models = [state["model"] for state in states]
     parts["model"].load_state_dict({name: _mean([m[name] for m in models]) for name in models[0]})
-    parts["optimizer"].adopt(found.state["optimizer"])
-    parts["schedule"].load_state_dict(found.state["schedule"])
+    parts["optimizer"].adopt(states[rank % found.size]["optimizer"])
+    parts["schedule"].load_state_dict(states[0]["schedule"])
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
     if not tensors[0].is_floating_point():
         return tensors[0]  # BatchNorm's count
     return torch.stack([t.double() for t in tensors]).mean(0).to(tensors[0].dtype)
+
+
+def digest_of(model: torch.nn.Module, opt: decentral.DistributedOptimizer) -> str:
+    """Return a SHA-256 of parameters, the optimizer's state, and the compression's."""
+    state = opt.state_dict()
+    ours = state["decentral"]
+    return digest([dict(model.named_parameters()), state["state"], ours["state"], ours["round"]])
 
 
 def digest(value: Any) -> str:

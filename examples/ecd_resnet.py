@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 import checkpoint
@@ -24,6 +23,7 @@ import flags
 import report
 import resnet
 import shards
+from evaluation import Evaluation
 from flags import make_algorithm, parse_args
 from stream import Start, Stream
 
@@ -70,6 +70,7 @@ class Training:
             timeout=args.timeout,
             **flags.rounds(args),
         )
+        self.evaluation = Evaluation(self.opt, self.model, self.data.test)
         self.stream = self._stream(Start())
         self.total = args.epochs * self.stream.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -124,13 +125,14 @@ class Training:
         found = self.checkpoints.load()
         if found is None:
             raise ValueError(f"--resume: expected a checkpoint in {self.args.checkpoint_dir}")
-        self.step, self.total = found.step, found.state["total"]
-        start = Start(*found.state["start"])
+        state = found.of(self.comm.rank % found.size)
+        self.step, self.total = found.step, state["total"]
+        start = Start(*state["start"])
         if found.size == self.comm.size:
-            checkpoint.restore(self._parts(), found.state)
-            self.stream, self.losses = self._stream(start), found.state["losses"]
+            checkpoint.restore(self._parts(), state)
+            self.stream, self.losses = self._stream(start), state["losses"]
             return
-        checkpoint.adopt(self._parts(), found)
+        checkpoint.adopt(self._parts(), found, self.comm.rank)
         self.stream = self._stream(self._next_epoch(start, found.size))
         if self.comm.rank == 0:
             logging.warning(
@@ -176,31 +178,6 @@ class Training:
         self.losses.append(loss.item())
         self.step += 1
 
-    def evaluate(self) -> float:
-        """Return the test accuracy of the averaged model; the ranks share the images.
-
-        BatchNorm's running statistics are then those of all ranks' data, seen by their own models.
-        """
-        mine = torch.arange(self.comm.rank, len(self.data.test), self.comm.size)
-        with self.opt.averaged():
-            correct = self._correct(mine)
-        return sum(self.comm.all_gather_object(correct)) / len(self.data.test)
-
-    def evaluate_each(self) -> list[float]:
-        """Return the test accuracy of every rank's own model, on all images, by rank."""
-        correct = self._correct(torch.arange(len(self.data.test)))
-        return [c / len(self.data.test) for c in self.comm.all_gather_object(correct)]
-
-    @torch.no_grad()
-    def _correct(self, indices: Tensor) -> int:
-        """Return how many of these test images the model, as it is, gets right."""
-        self.model.eval()
-        correct = 0
-        for images, labels in datasets.batches(self.data.test, indices, batch_size=256):
-            guess = self.model(images.to(self.device)).argmax(1).cpu()
-            correct += int((guess == labels).sum())
-        return correct
-
     def _mean(self, value: float) -> float:
         return sum(self.comm.all_gather_object(value)) / self.comm.size
 
@@ -237,14 +214,14 @@ class Training:
                 progress.step(self.losses[-1], args.batch_size, sent)
                 ends = self.stream.ends_epoch(self.step - 1)
                 if ends and args.log_dir:
-                    self.log.write(self._loss(), self.evaluate(), self.opt.stats())
+                    self.log.write(self._loss(), self.evaluation.averaged(), self.opt.stats())
                 if self.step == last or self._is_time(ends):
                     self._save()
-        digests = self.comm.all_gather_object(checkpoint.digest(self._state()))
-        results = self._results(self.evaluate(), time.perf_counter() - begun)
+        digests = self.comm.all_gather_object(checkpoint.digest_of(self.model, self.opt))
+        results = self._results(self.evaluation.averaged(), time.perf_counter() - begun)
         results["state_sha256"], results["failures"] = digests, list(self.failures)
         if args.evaluate == "each":
-            results["rank_accuracies"] = self.evaluate_each()
+            results["rank_accuracies"] = self.evaluation.each()
         self.log.close()
         return results
 

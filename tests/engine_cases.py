@@ -3,6 +3,7 @@
 import threading
 from types import SimpleNamespace
 
+from decentral.communicators.watch import Watch
 from decentral.engine import Engine
 
 SOON = 30  # seconds; only a failure takes so long
@@ -45,7 +46,7 @@ def arrived():
 
 def make(threaded=True):
     """Return an engine of rank 3; all that it asks of a communicator are these three."""
-    return Engine(SimpleNamespace(rank=3, spins=0, threaded=threaded))
+    return Engine(SimpleNamespace(rank=3, spins=0, threaded=threaded, watch=Watch()))
 
 
 def waits_for(*messages, log=None, name=None, result=None):

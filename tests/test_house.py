@@ -53,6 +53,13 @@ FORBIDDEN = {
         "decentral.optimizer",
     },
 }
+# What checkpoints are made of knows ranks and files, and nothing of training.
+_CHECKPOINTS = ("checkpoints", "checkpoint_folder", "states")
+_ABOVE = {f"decentral.{name}" for name in ("algorithms", "compressors", "optimizer", "simulate")}
+FORBIDDEN |= {
+    PACKAGE / f"{name}.py": {"mpi4py", "numba", "decentral_kernels", "decentral.payload", *_ABOVE}
+    for name in _CHECKPOINTS
+}
 # A formula is no kernel of anything, though it is compiled like one.
 ALLOWED = {PACKAGE / "algorithms": {"decentral_kernels.elementwise"}}
 # An algorithm must not name a compressor; these files are what it may know of that room.

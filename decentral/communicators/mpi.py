@@ -75,10 +75,10 @@ class MPICommunicator(Communicator):
     def __init__(self, comm: MPI.Intracomm | None = None, watch: Watch | None = None) -> None:
         MPI = start_mpi()
         self.watch = Watch() if watch is None else watch
-        self._family: list[Guarded] = []  # all communicators that end together
+        self._family: list[MPICommunicator] = []  # they all end with the death of a rank
         with self._bounded("the start of all ranks"):
             own = (MPI.COMM_WORLD if comm is None else comm).Dup()
-            self.watch.roll = MessageRoll(own.Dup(), MPI.Status)
+            self.watch.roll = MessageRoll(Guarded(own.Dup()), MPI.Status)
             self._begin(own, Traffic())
         if self.size > 1:
             end_job_on_exception(self.rank, self.size, self._comm.Abort)
@@ -88,7 +88,7 @@ class MPICommunicator(Communicator):
 
         self._comm: Any = Guarded(comm)
         self._sums: Any = Guarded(self._comm.Dup())  # rings have tags of their own
-        self._family += [self._comm, self._sums]
+        self._family.append(self)
         self._ring_tag = 0
         self.traffic = traffic
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
@@ -127,7 +127,9 @@ class MPICommunicator(Communicator):
                 self._comm.Split(color, self.rank), self._family, Traffic(self.traffic)
             )
 
-    def _new(self, comm: MPI.Intracomm, family: list[Guarded], traffic: Traffic) -> MPICommunicator:
+    def _new(
+        self, comm: MPI.Intracomm, family: list[MPICommunicator], traffic: Traffic
+    ) -> MPICommunicator:
         part = MPICommunicator.__new__(MPICommunicator)
         part.watch, part._family = self.watch, family
         part._begin(comm, traffic)
@@ -140,19 +142,20 @@ class MPICommunicator(Communicator):
         """
         from mpi4py import MPI
 
-        for comm in self._family:
-            comm.revoke()
-        self._requests.abandon()
+        for part in self._family:
+            part._comm.revoke()
+            part._sums.revoke()
+            part._requests.abandon()
         with self._bounded("what the survivors agree on"):
             living = shrunk(self._comm.raw)
-            self.watch.roll = MessageRoll(living.Dup(), MPI.Status)
+            self.watch.roll = MessageRoll(Guarded(Guarded(living).Dup()), MPI.Status)
             return self._new(living, [], self.traffic)
 
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
         from mpi4py import MPI
 
-        host = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        host = Guarded(self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
         self.local_rank, self.local_size = host.Get_rank(), host.Get_size()
         leader = host.bcast(self.rank)
         host.Free()

@@ -71,7 +71,7 @@ def test_what_a_request_leads_to_may_be_more_requests():
     first.here = second.here = True
     done = []
     requests.add(first, lambda _: requests.add(second, done.append))
-    requests.wait_for(lambda: bool(done))
+    requests.wait_for(lambda: bool(done), lambda: "more")
     assert len(requests) == 0
 
 

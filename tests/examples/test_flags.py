@@ -103,6 +103,10 @@ MISTAKES = {
     "--alpha 0.1": "iid takes none; add --partition dirichlet",
     "--epochs 0": "--epochs of at least 1",
     "--resume": "--resume needs the --checkpoint-dir",
+    "--checkpoint-every 5": "--checkpoint-every needs the --checkpoint-dir",
+    "--max-steps 0": "--max-steps must be above 0, got 0",
+    "--timeout -1": "--timeout must be above 0, got -1",
+    "--on-failure retry": "--on-failure must be stop or continue, got 'retry'",
 }
 
 

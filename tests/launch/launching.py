@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "ecd_resnet.py"
+VICTIM = ROOT / "benchmarks" / "reliability" / "victim.py"
 
 
 @dataclass
@@ -21,25 +22,37 @@ class Job:
     seconds: float
 
 
-def mpirun(ranks, *command, launcher="mpirun", timeout=120, **variables):
+def open_mpi():
+    """Return what makes a job one of Open MPI, as arguments of mpirun()."""
+    other = os.environ.get("OTHER_MPIRUN")
+    if not other:
+        pytest.skip("needs Open MPI: OTHER_MPIRUN=/path/to/its/mpirun (make test has one)")
+    library = Path(other).parents[1] / "lib" / "libmpi.so"
+    return {"launcher": other, "MPI4PY_MPIABI": "openmpi", "MPI4PY_LIBMPI": str(library)}
+
+
+def environment(**variables):
+    """Return what a job runs with; Open MPI, if that is the one, refuses what is usual in tests."""
+    return os.environ | {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # more ranks than cores
+        **variables,
+    }
+
+
+def mpirun(ranks, *command, launcher="mpirun", options=(), timeout=120, **variables):
     """Run a command under mpirun; a job that outlives the time-out fails the test."""
     if shutil.which(launcher) is None:
         pytest.skip(f"no {launcher} on the PATH; pip install decentral[mpich]")
-    # Open MPI, if that is the one, refuses root and more ranks than cores unless told.
-    environment = os.environ | {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        **variables,
-    }
     start = time.monotonic()
     done = subprocess.run(
-        [launcher, "-n", str(ranks), sys.executable, *map(str, command)],
+        [launcher, *options, "-n", str(ranks), sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=timeout,
-        env=environment,
+        env=environment(**variables),
         cwd=ROOT,
     )
     return Job(done.returncode, done.stdout, time.monotonic() - start)

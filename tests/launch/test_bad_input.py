@@ -24,7 +24,10 @@ FLAGS = {
     "no data": ("--dataset cifar10 --data-dir /nowhere", "/nowhere"),
     "device": ("--device cuda:99 --epochs 1", "--device cuda:99"),
     "resume": ("--resume", "--resume needs the --checkpoint-dir"),
-    "nothing to resume": ("--resume --checkpoint-dir /nowhere", "expected /nowhere/rank00000.pt"),
+    "nothing to resume": (
+        "--resume --checkpoint-dir /nowhere",
+        "expected a checkpoint in /nowhere",
+    ),
 }
 
 

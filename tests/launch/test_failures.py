@@ -1,0 +1,129 @@
+"""Ranks that are killed, stopped or told to end, in real jobs: docs/reliability.md's promises."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from launching import EXAMPLE, VICTIM, environment, mpirun, open_mpi
+
+ULFM = ("--with-ft", "ulfm")
+LIMIT_S = 150
+
+
+def train(tmp_path, harm, flags, ranks=4, options=(), **launcher):
+    """Return the job, and what it wrote to --json, if it came so far."""
+    result = tmp_path / "result.json"
+    result.unlink(missing_ok=True)
+    harms = [text for h in harm for text in ("--harm", h)]
+    flags = f"--epochs 2 --json {result} {flags}"
+    job = mpirun(
+        ranks, VICTIM, *harms, "--", *flags.split(), options=options, timeout=LIMIT_S, **launcher
+    )
+    return job, json.loads(result.read_text()) if result.exists() else None
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce", "ecd-psgd"])
+@pytest.mark.parametrize("victims", [(2,), (0, 3)], ids=str)
+def test_survivors_of_a_killed_rank_go_on(tmp_path, algorithm, victims):
+    harm = [f"KILL:{rank}@7" for rank in victims]
+    flags = f"--algorithm {algorithm} --on-failure continue"
+    job, result = train(tmp_path, harm, flags, options=ULFM, **open_mpi())
+    assert job.status == 0, job.output
+    assert result["failures"] == list(victims) and result["world_size"] == 4 - len(victims)
+    assert result["steps"] == 2 * 23 and len(result["state_sha256"]) == 4 - len(victims)
+    assert result["test_accuracy"] > 0.7
+    if algorithm == "allreduce":
+        assert "goes on at step" in job.output
+
+
+def test_without_fault_tolerance_a_killed_rank_ends_the_job(tmp_path):
+    for launcher in ({}, open_mpi()):
+        job, result = train(tmp_path, ["KILL:1@5"], "--on-failure continue", **launcher)
+        assert job.status != 0 and result is None, job.output
+        assert "KILLED BY SIGNAL: 9" in job.output or "signal 9" in job.output, job.output
+
+
+def test_told_to_stop_survivors_name_the_dead(tmp_path):
+    job, result = train(tmp_path, ["KILL:1@5"], "", options=ULFM, **open_mpi())
+    assert job.status != 0 and result is None
+    assert "rank 1 has died" in job.output and "--resume from the last checkpoint" in job.output
+    assert "Traceback" not in job.output
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce", "ecd-psgd"])
+@pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+def test_a_stopped_rank_is_named_when_patience_ends(tmp_path, algorithm, mpi):
+    launcher = open_mpi() if mpi == "openmpi" else {}
+    flags = f"--algorithm {algorithm} --timeout 5"
+    job, result = train(tmp_path, ["STOP:2@5"], flags, **launcher)
+    assert job.status != 0 and result is None
+    assert "rank 2 does not answer" in job.output, job.output
+    assert "waited for 5 s" in job.output and "bucket" in job.output
+    assert "WaitTimeoutError" in job.output
+
+
+def test_an_exception_of_one_rank_ends_the_job(tmp_path):
+    job, result = train(tmp_path, ["RAISE:3@4"], "")
+    assert job.status != 0 and result is None
+    assert job.output.count("ZeroDivisionError: harm done") == 1, job.output
+
+
+@pytest.mark.parametrize("what", ["TERM", "INT"])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path, what):
+    folder = tmp_path / "checkpoints"
+    job, result = train(tmp_path, [f"{what}:1@9"], f"--checkpoint-dir {folder}")
+    assert job.status != 0 and result is None
+    assert "Traceback" not in job.output
+    (saved,) = folder.iterdir()
+    assert 9 <= int(saved.name.removeprefix("step-")) <= 12
+    job, result = train(tmp_path, [], f"--checkpoint-dir {folder} --resume")
+    assert job.status == 0 and result["steps"] == 2 * 23, job.output
+
+
+@pytest.mark.parametrize("launched", ["mpich", "openmpi"])
+def test_ctrl_c_at_mpirun_saves_and_ends(tmp_path, launched):
+    """What a scheduler does, too: it signals mpirun, which passes it on."""
+    launcher = open_mpi() if launched == "openmpi" else {}
+    folder = tmp_path / "checkpoints"
+    command = [launcher.pop("launcher", "mpirun"), "-n", "3", sys.executable, str(EXAMPLE)]
+    job = subprocess.Popen(
+        [*command, "--epochs", "200", "--checkpoint-dir", str(folder), "--checkpoint-every", "5"],
+        env=environment(**launcher),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder.exists() and any(folder.glob("step-*"))):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.2)
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode != 0 and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce", "ecd-psgd"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm):
+    folder = tmp_path / "checkpoints"
+    flags = f"--algorithm {algorithm} --max-steps 30"
+    _, whole = train(tmp_path, [], flags)
+    flags += f" --checkpoint-dir {folder} --checkpoint-every 10"
+    job, result = train(tmp_path, ["KILL:3@25"], flags)
+    assert job.status != 0 and result is None
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000010", "step-00000020"]
+    job, resumed = train(tmp_path, [], f"{flags} --resume")
+    assert job.status == 0, job.output
+    assert resumed["state_sha256"] == whole["state_sha256"] and len(set(whole["state_sha256"])) > 1
+    assert resumed["test_accuracy"] == whole["test_accuracy"] and resumed["steps"] == 30
+
+
+def test_resuming_on_fewer_ranks_says_what_begins_anew(tmp_path):
+    flags = f"--checkpoint-dir {tmp_path / 'checkpoints'}"
+    _, before = train(tmp_path, [], f"{flags} --max-steps 30")
+    job, result = train(tmp_path, [], f"{flags} --resume", ranks=3)
+    assert job.status == 0, job.output
+    assert "resumed on 3 ranks what 4 had saved at step 30" in job.output
+    assert result["steps"] == 2 * 23 and result["train_loss"] < before["train_loss"]
