@@ -57,6 +57,8 @@ def kill(directory, first, wait_s):
     time.sleep(wait_s)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
+    if child.exitcode != -signal.SIGKILL:
+        sys.exit("expected a child that saves until it is killed, got one that ended, see above")
     try:
         while True:
             last = mine.recv()

@@ -1,7 +1,7 @@
 """A state, nested dicts, lists and tuples of tensors and numbers, as one safetensors file.
 
-The tensors stand under their paths, e.g. "state['model']['weight']"; the entry "structure" is JSON
-in ASCII, and says where they belong. In it a list is a list; None, True, text, finite floats and
+The tensors stand under their paths, e.g. "state['model']['weight']"; the entry "structure" is JSON,
+and says where they belong. In it a list is a list; None, True, text, finite floats and
 integers of 64 bits are themselves; anything else is an object whose first key says what it is. So
 reading one executes no code, and gives every type back as it was.
 """
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _STRUCTURE = "structure"
+_ENCODING = ("utf-8", "surrogatepass")  # what Python allows in a str is kept
 _DTYPES = {
     getattr(torch, name)
     for name in (
@@ -44,8 +45,10 @@ def write(path: Path, state: Any) -> None:
         OSError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_Writer(tensors).structure(state, "state"), allow_nan=False)
-    tensors[_STRUCTURE] = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8)
+    text = json.dumps(
+        _Writer(tensors).structure(state, "state"), allow_nan=False, ensure_ascii=False
+    )
+    tensors[_STRUCTURE] = torch.frombuffer(bytearray(text, *_ENCODING), dtype=torch.uint8)
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -64,7 +67,7 @@ def read(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             # a copy: what it returns is a map of the file, which may be removed
-            structure = bytes(file.get_tensor(_STRUCTURE).numpy())
+            structure = bytes(file.get_tensor(_STRUCTURE).numpy()).decode(*_ENCODING)
             return _value(json.loads(structure), lambda name: file.get_tensor(name).clone())
     except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error

@@ -40,6 +40,7 @@ from .means import (
     rounding_noise,
     shard_length,
     sharded_rounds,
+    split_ranks,
 )
 from .rounds import Place, Round, summed
 
@@ -105,7 +106,8 @@ class AllReduce(GradientAlgorithm):
         if "two-level" in self._chosen:
             self._local, self._across = self._split()
         ways = zip(vectors, self._chosen, strict=True)
-        self._means = [self._mean(v, self.comm, way) for v, way in ways]
+        everyone = range(self.comm.size)
+        self._means = [self._mean(v, self.comm, everyone, way) for v, way in ways]
 
     def _way(self, size: int, even: bool, numel: int) -> str:
         """Return what "auto" stands for; `even`: hosts have equally many ranks, several each."""
@@ -127,16 +129,18 @@ class AllReduce(GradientAlgorithm):
         host = comm.hosts[comm.rank]
         return comm.split(host), comm.split(comm.hosts[: comm.rank].count(host))
 
-    def _mean(self, vector: Tensor, comm: Communicator, way: str) -> Mean:
-        arguments = (self.compressor, comm, self._seed, self.comm.rank, self.comm.size)
+    def _mean(self, vector: Tensor, comm: Communicator, ranks: Sequence[int], way: str) -> Mean:
+        """Return the mean over a communicator whose ranks are these of the job."""
+        arguments = (self.compressor, comm, self._seed, ranks, self.comm.size)
         if way == "all-gather":
             return GatheredMean(vector, *arguments)
         if way == "reduce-scatter":
             return ShardedMean(vector, *arguments)
         local, across = self._local, self._across
-        lower = (lossless(), local, *arguments[2:])
+        on_host, peers = split_ranks(self.comm.hosts, self.comm.rank)
+        lower = (lossless(), local, self._seed, on_host, self.comm.size)
         part = my_shard(vector, local)
-        inner = self._mean(part, across, self._way(across.size, False, len(part)))
+        inner = self._mean(part, across, peers, self._way(across.size, False, len(part)))
         return ShardedMean(vector, *lower, inner=inner)
 
     def rounds(self, numels: Sequence[int], place: Place) -> list[list[Round]]:

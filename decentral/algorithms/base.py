@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..communicators.base import Communicator, Pending
@@ -114,11 +116,18 @@ class Algorithm(ABC):
         """Return the message of a peer, which the exchange has completed.
 
         Raises:
-            ValueError: it is of another step or bucket.
+            ValueError: it is of another step or bucket, or a refusal, which only a mean can take.
         """
         payload = self._received[bucket][source]
-        check_message(payload, f"{self.name}: rank {self.comm.rank}", source, bucket, step)
+        check_message(payload, self._who, source, bucket, step)
+        if payload.is_refusal:
+            error = ValueError("it is the header alone of a vector that is not finite")
+            raise _unreadable(self._who, source, bucket, step, error)
         return payload
+
+    @property
+    def _who(self) -> str:
+        return f"{self.name}: rank {self.comm.rank}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to be saved besides the parameters: tensors and numbers, by name."""
@@ -133,13 +142,51 @@ class Algorithm(ABC):
 
 
 def check_message(payload: Payload, who: str, source: int, bucket: int, step: int) -> None:
-    """Raise ValueError if a message is not of this step and bucket."""
-    head = payload.header()
+    """Raise ValueError, which names the sender, if it is no message of this step and bucket."""
+    try:
+        head = payload.header()
+    except ValueError as error:
+        raise _unreadable(who, source, bucket, step, error) from error
     if (head.step, head.bucket) != (step & 0xFFFFFFFF, bucket):
         raise ValueError(
             f"{who} expected bucket {bucket} of step {step} from rank {source}, got bucket "
             f"{head.bucket} of step {head.step}; do all ranks call step() equally often?"
         )
+
+
+@contextmanager
+def naming_senders(
+    compressor: Compressor,
+    messages: Mapping[int, Payload],
+    vector: Any,
+    who: str,
+    bucket: int,
+    step: int,
+) -> Iterator[None]:
+    """Inside, where other ranks' messages are decoded into a vector, an error names the sender.
+
+    A compressor knows no ranks: where it refuses one of several, each is tried on its own.
+
+    Raises:
+        ValueError: one of them cannot be decoded.
+    """
+    try:
+        yield
+    except ValueError:
+        trial = torch.empty_like(torch.as_tensor(vector))
+        for source, payload in messages.items():
+            try:
+                compressor.decode(payload, trial)
+            except ValueError as error:
+                raise _unreadable(who, source, bucket, step, error) from error
+        raise
+
+
+def _unreadable(who: str, source: int, bucket: int, step: int, error: ValueError) -> ValueError:
+    return ValueError(
+        f"{who} cannot read the message of rank {source} for bucket {bucket} of step {step}: "
+        f"{error}"
+    )
 
 
 class GradientAlgorithm(Algorithm):

@@ -17,7 +17,7 @@ from decentral_topologies import Topology, crossing, place
 from ..communicators.base import Pending
 from ..compressors.base import Compressor
 from ..payload import Payload
-from .base import Algorithm, Publishing
+from .base import Algorithm, Publishing, naming_senders
 from .rounds import Place, Round, message_nbytes
 
 # By name, as an object, or as a function of the number of ranks, which a script may not know yet.
@@ -200,8 +200,11 @@ class GossipAlgorithm(Algorithm):
         row = dict(self.W(step))
         W_ii = row.pop(self.comm.rank)
         messages = [] if own is None else [(own, (W_ii - 1) * weight)]
-        messages += [(self._arrived(bucket, j, step), W_ij * weight) for j, W_ij in row.items()]
-        self.compressor.accumulate_all(messages, self.S[bucket])
+        arrived = {j: self._arrived(bucket, j, step) for j in row}
+        messages += [(arrived[j], W_ij * weight) for j, W_ij in row.items()]
+        S = self.S[bucket]
+        with naming_senders(self.compressor, arrived, S, self._who, bucket, step):
+            self.compressor.accumulate_all(messages, S)
 
     def _share(
         self, bucket: int, step: int, z: Tensor, own: Tensor, weight: float, own_weight: float

@@ -7,7 +7,9 @@ sends a refusal instead: the mean is then NaN on all ranks, and all of them lear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from ..communicators.base import Communicator
 from ..compressors.base import Compressor, Key, NotFiniteError
 from ..payload import Payload
-from .base import Averaging, check_message
+from .base import Averaging, check_message, naming_senders
 from .rounds import Round, message_nbytes
 
 _ALIGN = 1024  # coordinates: the kernels' unit
@@ -39,6 +41,18 @@ def my_shard(vector: Tensor, comm: Communicator) -> Tensor:
     """Return the shard of a bucket that this rank owns."""
     edges = shard_edges(len(vector), comm.size)
     return vector[edges[comm.rank] : edges[comm.rank + 1]]
+
+
+def split_ranks(hosts: Sequence[int], rank: int) -> tuple[list[int], list[int]]:
+    """Return the ranks of a rank's host, and those that have its place on their hosts."""
+    on_host = [r for r, host in enumerate(hosts) if host == hosts[rank]]
+    place, seen = on_host.index(rank), Counter[int]()
+    peers = []
+    for r, host in enumerate(hosts):
+        if seen[host] == place:
+            peers.append(r)
+        seen[host] += 1
+    return on_host, peers
 
 
 def rounding_noise(compressor: Compressor) -> float:
@@ -77,23 +91,40 @@ def refused_by(who: Any) -> NotFiniteError:
 class Mean(ABC):
     """The mean of a bucket over the ranks of `comm`.
 
-    `identity` is this rank's number in all of the job, and `total` how many there are: what is
-    drawn for a message depends on them, so that no two draw the same.
+    `ranks` are their numbers in all of the job, and `total` how many that has: what is drawn for a
+    message depends on them, so that no two draw the same, and errors name them.
     """
 
     def __init__(
-        self, compressor: Compressor, comm: Communicator, seed: int, identity: int, total: int
+        self,
+        compressor: Compressor,
+        comm: Communicator,
+        seed: int,
+        ranks: Sequence[int],
+        total: int,
     ) -> None:
         self.compressor, self.comm, self._seed = compressor, comm, seed
-        self._identity, self._total = identity, total
+        self._ranks, self._total = ranks, total
+        self._identity = ranks[comm.rank]
 
     def _key(self, step: int, round_: int, bucket: int) -> Key:
         return self._seed, step, self._identity + self._total * round_, bucket
 
     def _check(self, payload: Payload, source: int, bucket: int, step: int) -> bool:
         """Refuse what is of another step or bucket; return whether it is a refusal itself."""
-        check_message(payload, f"allreduce: rank {self._identity}", source, bucket, step)
+        check_message(payload, self._who, self._ranks[source], bucket, step)
         return payload.is_refusal
+
+    @property
+    def _who(self) -> str:
+        return f"allreduce: rank {self._identity}"
+
+    def _naming(
+        self, messages: Mapping[int, Payload], vector: Any, bucket: int, step: int
+    ) -> AbstractContextManager[None]:
+        """Return what names the sender of a message that cannot be decoded into the vector."""
+        sent = {self._ranks[j]: payload for j, payload in messages.items()}
+        return naming_senders(self.compressor, sent, vector, self._who, bucket, step)
 
     @property
     @abstractmethod
@@ -133,7 +164,8 @@ class GatheredMean(Mean):
         for j, message in enumerate(messages):
             if self._check(message, j, bucket, step):
                 failure = failure or refused_by(f"rank {j}")
-        self.compressor.accumulate_all([(m, 1 / comm.size) for m in messages], g)
+        with self._naming(self._received, g, bucket, step):
+            self.compressor.accumulate_all([(m, 1 / comm.size) for m in messages], g)
         return failure
 
 
@@ -202,7 +234,8 @@ class ShardedMean(Mean):
         yield comm.exchange(parts, inbox, tag)
         mine = shards[me]
         refusals = [j for j, p in inbox.items() if self._check(p, j, bucket, step)]
-        c.accumulate_all([(payload, 1.0) for payload in inbox.values()], mine)
+        with self._naming(inbox, mine, bucket, step):
+            c.accumulate_all([(payload, 1.0) for payload in inbox.values()], mine)
         mine /= n
         if self._inner is not None:
             error = yield from self._inner.average(bucket, mine, step)
@@ -221,7 +254,8 @@ class ShardedMean(Mean):
         for j, payload in means.items():
             if self._check(payload, j, bucket, step):
                 failure = failure or refused_by("some rank")
-            c.decode(payload, shards[j])
+            with self._naming({j: payload}, shards[j], bucket, step):
+                c.decode(payload, shards[j])
         return failure
 
 

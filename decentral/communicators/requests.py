@@ -69,10 +69,24 @@ class Requests:
         """Return which requests are complete; test the more often, the longer nobody has."""
         before, self._tested_at = self._tested_at, time.perf_counter()
         for _ in range(1 + min(_MOST_TESTS, int((self._tested_at - before) / _PER_TEST_S))):
-            found: list[int] | None = self._requests[0].Testsome(self._requests, self._statuses)
+            try:
+                found: list[int] | None = self._requests[0].Testsome(self._requests, self._statuses)
+            except Exception as error:
+                raise self._named(error) from error
             if found:
                 return found
         return None
+
+    def _named(self, error: Exception) -> Exception:
+        """Return an error that says whose message could not be received, if MPI knows."""
+        for status in self._statuses:
+            if code := status.Get_error():
+                reason = " ".join(str(type(error)(code)).split())
+                return ValueError(
+                    f"the message of rank {status.Get_source()} could not be received, expected "
+                    f"one that fits its buffer, got: {reason}"
+                )
+        return error
 
     def _land(self, calls: Iterable[tuple[Landed, Any]]) -> None:
         failures = []

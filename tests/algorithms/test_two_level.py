@@ -8,7 +8,7 @@ import torch
 
 import decentral
 from decentral.algorithms import AllReduce
-from decentral.algorithms.means import GatheredMean, ShardedMean, my_shard, shard_edges
+from decentral.algorithms.means import GatheredMean, ShardedMean, my_shard, shard_edges, split_ranks
 from decentral.communicators import run_local
 from decentral.compressors import from_name
 from decentral.engine import run_now
@@ -31,10 +31,11 @@ def build(comm, compressor, vector):
     """Return what AllReduce makes of "two-level", with both communicators, by hand."""
     host = comm.hosts[comm.rank]
     local, across = comm.split(host), comm.split(comm.hosts[: comm.rank].count(host))
-    shared = SEED, comm.rank, comm.size
-    inner = GatheredMean(my_shard(vector, local), compressor, across, *shared)
+    on_host, peers = split_ranks(comm.hosts, comm.rank)
+    inner = GatheredMean(my_shard(vector, local), compressor, across, SEED, peers, comm.size)
     lossless = from_name("none")
-    return ShardedMean(vector, lossless, local, *shared, inner=inner), local, across
+    lower = lossless, local, SEED, on_host, comm.size
+    return ShardedMean(vector, *lower, inner=inner), local, across
 
 
 @pytest.mark.parametrize("numel", (0, 1, 1024, 5000, 70_000))

@@ -66,6 +66,30 @@ def test_one_that_fails_does_not_lose_the_others():
     assert len(log) == 2 and other.complete and operation.complete
 
 
+@pytest.mark.parametrize(
+    ("codes", "said"), [((0, 15), "message of rank 1 .* got: error 15"), ((0, 0), "in status")]
+)
+def test_what_cannot_be_received_names_its_sender_where_mpi_does(codes, said):
+    class MPIError(RuntimeError):
+        def __str__(self):
+            return f"error\n{self.args[0]}" if self.args[0] else "in status"
+
+    class Refused(Request):
+        @staticmethod
+        def Testsome(requests, statuses):
+            for source, code in enumerate(codes):
+                status = SimpleNamespace(
+                    Get_source=lambda source=source: source, Get_error=lambda code=code: code
+                )
+                statuses.append(status)
+            raise MPIError(0)
+
+    requests = Requests()
+    requests.add(Refused(), print)
+    with pytest.raises((ValueError, MPIError), match=said):
+        requests.poll()
+
+
 def test_what_a_request_leads_to_may_be_more_requests():
     requests, first, second = Requests(), Request(), Request()
     first.here = second.here = True

@@ -1,6 +1,7 @@
 """Mistakes end the job on all ranks, with one clear message and a non-zero status, in 30 s."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,34 @@ def test_different_models(tmp_path):
     assert job.status != 0
     message = "ranks do not agree on parameter or buffer '0.weight': rank 2 got"
     assert job.output.count(message) == 1, job.output
+
+
+DAMAGED = """
+        import numpy as np
+        from decentral.payload import Payload
+        exchange = opt._comm.exchange
+        def change(payload):
+            nbytes = payload.nbytes
+            return Payload(np.resize(payload.wire.outgoing(False, nbytes), nbytes + {more}))
+        opt._comm.exchange = lambda send, receive, tag: exchange(
+            {{j: change(p) for j, p in send.items()}}, receive, tag
+        )
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (-3, "ecd-psgd: rank [02] cannot read the message of rank 1 for bucket 0 of step [23]: "),
+        (64, "the message of rank 1 could not be received, .* got: .*[Tt]runcate"),
+    ],
+    ids=["cut", "long"],
+)
+def test_a_damaged_message_ends_the_job_and_names_its_sender(tmp_path, more, said):
+    job = run_script(tmp_path, fault=DAMAGED.format(more=more))
+    assert job.status != 0
+    assert re.search(said, job.output), job.output
+    assert "finished" not in job.output
 
 
 def test_any_exception_on_one_rank_ends_the_job(tmp_path):
