@@ -14,12 +14,11 @@ from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
 from .buckets import Buckets
 from .communicators import Communicator, as_communicator
-from .consensus import Consensus
 from .engine import Engine
 from .ledger import Ledger
 from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .reducer import Reducer
-from .scaling import unscale
+from .scaling import check_averaged, unscale
 from .startup import (
     broadcast_tensors,
     check_agreement,
@@ -30,9 +29,11 @@ from .startup import (
     say_how_device_buffers_travel,
     trained_parameters,
 )
+from .upkeep import Upkeep, upkeep_of_gossip
+from .wrapper import Wrapper
 
 
-class DistributedOptimizer(torch.optim.Optimizer):
+class DistributedOptimizer(Wrapper):
     """Any torch optimizer, so that its steps are data-parallel over the ranks of a communicator.
 
     Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
@@ -63,10 +64,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         RuntimeError: mpirun and MPI library do not belong together.
     """
 
-    # GradScaler then calls step() always, with grad_scale and found_inf: with gossip a rank that
-    # skips an update still has to answer its neighbors.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -81,9 +78,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         consensus_every: int = 100,
     ) -> None:
         self._every = Every(local_steps, average_every, consensus_every).check()
-        self.optimizer = optimizer
-        # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
-        self.__setstate__({"defaults": optimizer.defaults})
+        super().__init__(optimizer)
         self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
@@ -114,12 +109,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._engine = Engine(comm)
         self._reducer: Reducer | None = None
         self._rounds: Rounds | None = None
+        self._upkeep = Upkeep()
         if comm.size == 1:
             return
         rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
-            self._rounds = Mixer(algorithm, *rounds)
-            self._consensus = Consensus(comm.split(0), self._buckets, self._seed)
+            self._rounds = mixer = Mixer(algorithm, *rounds)
+            self._upkeep = upkeep_of_gossip(
+                self._every, self._ledger, comm.split(0), mixer, self._buckets, self._seed
+            )
         elif isinstance(algorithm, GradientAlgorithm) and self._every.local_steps > 1:
             self._rounds = PeriodicMean(algorithm, *rounds)
         elif isinstance(algorithm, GradientAlgorithm):
@@ -138,25 +136,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """The ranks, for the script: rank, size, local_rank, all_gather_object(), barrier()."""
         return self._communicator
 
-    # ---- the torch Optimizer's face: groups and state are the wrapped one's -----------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's groups, so that a scheduler of either acts on both."""
-        return self.optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's state."""
-        return self.optimizer.state
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: ranks have agreed on the parameters.
-
-        Raises:
-            RuntimeError: always; add the group to the optimizer before it is wrapped.
-        """
-        raise RuntimeError("add the group to the optimizer before DistributedOptimizer wraps it")
+    # ---- what a torch Optimizer has, besides wrapper.py's --------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -237,11 +217,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             local = None if overflow else self._local_step(closure)
             result = self._rounds.step(self._steps + 1, local)
         else:
-            if overflow is not None and self._reducer is not None and not self._reducer.averaged:
-                raise RuntimeError(
-                    "GradScaler looks for overflows before step(), expected gradients that are "
-                    "averaged by then; call the last backward() of a step outside no_sync()"
-                )
+            check_averaged(overflow, self._reducer is None or self._reducer.averaged)
             if overflow:
                 return None
             if self._reducer is None:
@@ -249,19 +225,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             else:
                 result = self._reducer.step(self.optimizer, closure)
         self._steps += 1
-        if isinstance(self._rounds, Mixer):
-            self._look_around(self._rounds)
+        self._upkeep.after(self._steps)
         return result
-
-    def _look_around(self, mixer: Mixer) -> None:
-        """Estimate how far ranks are apart, and average their parameters, when it is time."""
-        if self._every.looks(self._steps):
-            with self._ledger.counting("averaging", self._consensus.comm):
-                self._ledger.consensus_distance = self._consensus.measure(mixer.parameters())
-        if self._every.averages(self._steps):
-            mixer.settle()
-            with self._ledger.counting("averaging"):
-                self._ledger.consensus_distance = mixer.average()
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
         return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
