@@ -6,6 +6,7 @@ Importing it starts neither MPI nor CUDA.
 from . import algorithms, communicators, compressors
 from ._version import __version__
 from .compressors import NotFiniteError
+from .consistency import InconsistentError
 from .lsvrg import LSVRG
 from .optimizer import DistributedOptimizer
 from .startup import MismatchError
@@ -13,6 +14,7 @@ from .startup import MismatchError
 __all__ = [
     "LSVRG",
     "DistributedOptimizer",
+    "InconsistentError",
     "MismatchError",
     "NotFiniteError",
     "__version__",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,28 +12,29 @@ from torch import nn
 
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
-from .buckets import Buckets
+from .buckets import Buckets, Flat
 from .communicators import Communicator, as_communicator
+from .consistency import Replicas
 from .engine import Engine
+from .join import Joining
 from .ledger import Ledger
 from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .reducer import Reducer
-from .scaling import check_averaged, unscale
+from .skipping import Skips, check_choice
 from .startup import (
     broadcast_tensors,
     check_agreement,
     check_state,
     fingerprint,
     hyperparameters,
-    learning_rates,
     say_how_device_buffers_travel,
     trained_parameters,
 )
+from .stepping import Stepping
 from .upkeep import Upkeep, upkeep_of_gossip
-from .wrapper import Wrapper
 
 
-class DistributedOptimizer(Wrapper):
+class DistributedOptimizer(Stepping):
     """Any torch optimizer, so that its steps are data-parallel over the ranks of a communicator.
 
     Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
@@ -57,6 +58,11 @@ class DistributedOptimizer(Wrapper):
             parameters moved by is averaged: periodic averaging, or local SGD.
         average_every, consensus_every: with gossip, steps after which all parameters are averaged,
             or the distance between ranks is estimated from a sample; 0 is never.
+        not_finite: what to do where a gradient of one rank, or a sum over ranks, is NaN or inf:
+            "stop" raises; "skip" leaves out the step, on all ranks, which with gossip or
+            local_steps ask each other before every update (skipping.py).
+        check_every: steps after which ranks compare what they should have equal: parameters, or
+            with gossip the estimates that neighbors share; 0 is never.
 
     Raises:
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
@@ -76,8 +82,11 @@ class DistributedOptimizer(Wrapper):
         local_steps: int = 1,
         average_every: int = 0,
         consensus_every: int = 100,
+        not_finite: str = "stop",
+        check_every: int = 0,
     ) -> None:
-        self._every = Every(local_steps, average_every, consensus_every).check()
+        self._every = Every(local_steps, average_every, consensus_every, check_every).check()
+        self._not_finite = check_choice(not_finite)
         super().__init__(optimizer)
         self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
@@ -95,6 +104,7 @@ class DistributedOptimizer(Wrapper):
             "the algorithm": algorithm,
             "seed and bucket_cap_mb": (self._seed, bucket_cap_mb),
             "steps between exchanges": self._every,
+            "not_finite": self._not_finite,
             "the optimizer": hyperparameters(self.optimizer),
         }
         check_agreement(comm, fingerprint(options, model, trained))
@@ -109,27 +119,35 @@ class DistributedOptimizer(Wrapper):
         self._engine = Engine(comm)
         self._reducer: Reducer | None = None
         self._rounds: Rounds | None = None
-        self._upkeep = Upkeep()
-        if comm.size == 1:
-            return
-        rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
+        self._upkeep, self._aside = Upkeep(), comm
+        if comm.size > 1:
+            self._connect(x)
+        means = self._reducer is not None
+        self._skips = Skips(self._not_finite, self._aside, self.optimizer, means)
+        self._joining = Joining(
+            self._aside,
+            average=self._follow_mean,
+            step=self._follow_step,
+            compare=self._compare,
+        )
+
+    def _connect(self, x: Flat) -> None:
+        comm, algorithm, every = self._comm, self._algorithm, self._every
+        rounds = (self._buckets, x, comm, self._engine, every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
+            self._aside = comm.split(0)  # for what ranks say while a step's messages are under way
             self._rounds = mixer = Mixer(algorithm, *rounds)
             self._upkeep = upkeep_of_gossip(
-                self._every, self._ledger, comm.split(0), mixer, self._buckets, self._seed
+                every, self._ledger, self._aside, mixer, algorithm, self._buckets, self._seed
             )
-        elif isinstance(algorithm, GradientAlgorithm) and self._every.local_steps > 1:
-            self._rounds = PeriodicMean(algorithm, *rounds)
         elif isinstance(algorithm, GradientAlgorithm):
-            self._reducer = Reducer(
-                algorithm, self._buckets, comm, self._engine, self._begin_averaging
-            )
-
-    def _begin_averaging(self) -> int:
-        step = self._steps + 1
-        rates = learning_rates(self.optimizer, self._buckets)
-        self._algorithm.begin_step(step, rates)  # type: ignore[attr-defined]
-        return step
+            self._replicas = Replicas(comm, self._model.named_parameters())
+            self._upkeep = Upkeep((every.checks, self._compare))
+            if every.local_steps > 1:
+                self._rounds = PeriodicMean(algorithm, *rounds)
+                return
+            begin = self._begin_averaging
+            self._reducer = Reducer(algorithm, self._buckets, comm, self._engine, begin)
 
     @property
     def communicator(self) -> Communicator:
@@ -178,6 +196,7 @@ class DistributedOptimizer(Wrapper):
             MismatchError: the ranks' are of different steps.
             ValueError: it is a plain optimizer's, or of another algorithm, rank or size.
         """
+        self._joining.refuse("load_state_dict()")
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
         check_state(self._comm, ours, self._identity())
@@ -187,49 +206,6 @@ class DistributedOptimizer(Wrapper):
         if self._rounds is not None:
             self._rounds.load_state_dict(ours["round"])
         self._steps = ours["steps"]
-
-    # ---- one step ---------------------------------------------------------------------------
-
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """Inside, backward() only accumulates gradients; the next one outside averages the sum."""
-        reducer = self._reducer
-        if reducer is None:
-            yield
-            return
-        before, reducer.sync = reducer.sync, False
-        try:
-            yield
-        finally:
-            reducer.sync = before
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Perform one step of the wrapped optimizer, and of the algorithm.
-
-        Under GradScaler, a rank (with gossip), or all (otherwise), may skip the optimizer's part.
-
-        Raises:
-            NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
-        """
-        overflow = unscale(self, self.optimizer)
-        if self._rounds is not None:
-            local = None if overflow else self._local_step(closure)
-            result = self._rounds.step(self._steps + 1, local)
-        else:
-            check_averaged(overflow, self._reducer is None or self._reducer.averaged)
-            if overflow:
-                return None
-            if self._reducer is None:
-                result = self._local_step(closure)()
-            else:
-                result = self._reducer.step(self.optimizer, closure)
-        self._steps += 1
-        self._upkeep.after(self._steps)
-        return result
-
-    def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
-        return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""
@@ -244,6 +220,7 @@ class DistributedOptimizer(Wrapper):
 
         For evaluation and export; afterwards every rank has its own again. All ranks must enter.
         """
+        self._joining.refuse("averaged()")
         self._settle()
         average = average_of_model(self._comm, self._model, self._buckets)
         with ExitStack() as stack:
@@ -254,12 +231,14 @@ class DistributedOptimizer(Wrapper):
     def stats(self) -> dict[str, Any]:
         """Return figures of this rank; needs no other rank.
 
-        steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
-        bytes_sent_averaging apart; bits_per_parameter of the last message; consensus_distance,
-        sqrt(mean over ranks ||x_i - mean||^2), as averaged() or average_every found it last, or
-        consensus_every estimated it, 0 at the start; communication_s, in which messages were made,
-        under way or read, waited_s of it, in which this rank's training stood still for them, and
-        hidden, the share that was not waited for; and what algorithm and compressor count (intsgd:
-        clipped, largest_integer; gossip: edges_across_hosts).
+        steps; skipped ones apart; parameters (that travel); bytes_sent (all steps), and apart
+        bytes_sent_startup and bytes_sent_averaging, comparisons included; bits_per_parameter of the
+        last message; consensus_distance, sqrt(mean over ranks ||x_i - mean||^2), as averaged() or
+        average_every found it last, or consensus_every estimated it, 0 at the start;
+        communication_s, in which messages were made, under way or read, waited_s of it, in which
+        this rank's training stood still for them, and hidden, the share that was not waited for;
+        and what algorithm and compressor count (intsgd: clipped, largest_integer; gossip:
+        edges_across_hosts).
         """
-        return self._ledger.stats(self._steps, self._buckets, self._algorithm, self._engine)
+        counts = {"steps": self._steps, "skipped": self._skips.count}
+        return counts | self._ledger.stats(self._buckets, self._algorithm, self._engine)

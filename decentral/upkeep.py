@@ -8,6 +8,7 @@ from .algorithms import GossipAlgorithm
 from .buckets import Buckets
 from .communicators.base import Communicator
 from .consensus import Consensus
+from .consistency import Estimates
 from .ledger import Ledger
 from .mixer import Every, Mixer
 
@@ -28,13 +29,24 @@ class Upkeep:
 
 
 def upkeep_of_gossip(
-    every: Every, ledger: Ledger, aside: Communicator, mixer: Mixer, buckets: Buckets, seed: int
+    every: Every,
+    ledger: Ledger,
+    aside: Communicator,
+    mixer: Mixer,
+    algorithm: GossipAlgorithm,
+    buckets: Buckets,
+    seed: int,
 ) -> Upkeep:
-    """Estimate how far ranks are apart, and average their parameters.
+    """Compare estimates, estimate how far ranks are apart, and average their parameters.
 
     Over `aside`, a communicator of its own, while a step's messages are under way.
     """
     consensus = Consensus(aside, buckets, seed)
+    estimates = Estimates(algorithm, aside, buckets)
+
+    def check(step: int) -> None:
+        with ledger.counting("averaging", aside):
+            estimates.check(step // every.local_steps, mixer)
 
     def look(_: int) -> None:
         with ledger.counting("averaging", aside):
@@ -45,4 +57,4 @@ def upkeep_of_gossip(
         with ledger.counting("averaging"):
             ledger.consensus_distance = mixer.average()
 
-    return Upkeep((every.looks, look), (every.averages, average))
+    return Upkeep((every.checks, check), (every.looks, look), (every.averages, average))

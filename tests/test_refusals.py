@@ -88,8 +88,9 @@ def everything(model, opt):
 def tensors_in(state):
     if isinstance(state, torch.Tensor):
         return [state.clone()]
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
-    return [t for part in parts for t in tensors_in(part)]
+    if isinstance(state, dict):  # in an order that does not depend on which bucket came first
+        return [t for key in sorted(state, key=str) for t in tensors_in(state[key])]
+    return [t for part in state for t in tensors_in(part)] if isinstance(state, list) else []
 
 
 def run(how, wrong, steps=5, bad=2):
