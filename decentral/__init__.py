@@ -8,6 +8,7 @@ from ._version import __version__
 from .checkpoints import Checkpoints
 from .communicators import RankLostError, WaitTimeoutError
 from .compressors import NotFiniteError
+from .consistency import InconsistentError
 from .lsvrg import LSVRG
 from .optimizer import DistributedOptimizer
 from .startup import MismatchError
@@ -17,6 +18,7 @@ __all__ = [
     "LSVRG",
     "Checkpoints",
     "DistributedOptimizer",
+    "InconsistentError",
     "MismatchError",
     "NotFiniteError",
     "RankLostError",

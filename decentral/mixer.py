@@ -32,6 +32,7 @@ class Every(NamedTuple):
     local_steps: int
     average_every: int
     consensus_every: int
+    check_every: int
 
     def check(self) -> Every:
         """Return this one, whose numbers are as they should be."""
@@ -51,6 +52,11 @@ class Every(NamedTuple):
     def looks(self, step: int) -> bool:
         """Return whether the distance between ranks is estimated after a step."""
         return self.consensus_every > 0 and step % self.consensus_every == 0
+
+    def checks(self, step: int) -> bool:
+        """Return whether ranks are compared after a step: the first exchange after so many."""
+        k, h = self.check_every, self.local_steps
+        return k > 0 and step % h == 0 and step // k > (step - h) // k
 
 
 class Rounds(ABC):

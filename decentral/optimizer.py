@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,29 +12,30 @@ from torch import nn
 
 from .algorithms import Algorithm, GossipAlgorithm, GradientAlgorithm
 from .averaging import average_of_model
-from .buckets import Buckets
-from .communicators import Communicator, RankLostError, as_communicator
-from .consensus import Consensus
+from .buckets import Buckets, Flat
+from .communicators import Communicator, as_communicator
+from .consistency import Replicas
 from .engine import Engine
 from .gradients import unhook
+from .join import Joining
 from .ledger import Ledger
 from .mixer import Every, Mixer, PeriodicMean, Rounds
-from .recovery import Survivors
+from .recovery import Recovering, Survivors
 from .reducer import Reducer
-from .scaling import unscale
+from .skipping import Skips, check_choice
 from .startup import (
     broadcast_tensors,
     check_agreement,
     check_state,
     fingerprint,
     hyperparameters,
-    learning_rates,
     say_how_device_buffers_travel,
     trained_parameters,
 )
+from .upkeep import Upkeep, upkeep_of_gossip
 
 
-class DistributedOptimizer(torch.optim.Optimizer):
+class DistributedOptimizer(Recovering):
     """Any torch optimizer, so that its steps are data-parallel over the ranks of a communicator.
 
     Construct it on all ranks, after the model is on its device. Parameters and buffers of rank 0
@@ -58,6 +59,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
             parameters moved by is averaged: periodic averaging, or local SGD.
         average_every, consensus_every: with gossip, steps after which all parameters are averaged,
             or the distance between ranks is estimated from a sample; 0 is never.
+        not_finite: what to do where a gradient of one rank, or a sum over ranks, is NaN or inf:
+            "stop" raises; "skip" leaves out the step, on all ranks, which with gossip or
+            local_steps ask each other before every update (skipping.py).
+        check_every: steps after which ranks compare what they should have equal: parameters, or
+            with gossip the estimates that neighbors share; 0 is never.
         timeout: seconds that one wait for other ranks may take, before WaitTimeoutError says whom;
             None leaves it as the communicator has it, 600.
 
@@ -66,10 +72,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         ValueError: a parameter of the optimizer is not in the model, or the topology does not fit.
         RuntimeError: mpirun and MPI library do not belong together.
     """
-
-    # GradScaler then calls step() always, with grad_scale and found_inf: with gossip a rank that
-    # skips an update still has to answer its neighbors.
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -83,12 +85,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         local_steps: int = 1,
         average_every: int = 0,
         consensus_every: int = 100,
+        not_finite: str = "stop",
+        check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        self._every = Every(local_steps, average_every, consensus_every).check()
-        self.optimizer = optimizer
-        # What unpickling an Optimizer does: hooks and profiling, but no groups of our own.
-        self.__setstate__({"defaults": optimizer.defaults})
+        self._every = Every(local_steps, average_every, consensus_every, check_every).check()
+        self._not_finite = check_choice(not_finite)
+        super().__init__(optimizer)
         self._model, self._algorithm = model, algorithm
         self._communicator = as_communicator(comm)
         if timeout is not None:
@@ -107,6 +110,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             "the algorithm": algorithm,
             "seed and bucket_cap_mb": (self._seed, bucket_cap_mb),
             "steps between exchanges": self._every,
+            "not_finite": self._not_finite,
             "the optimizer": hyperparameters(self.optimizer),
         }
         check_agreement(comm, fingerprint(options, model, trained))
@@ -116,7 +120,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._begin()
 
     def _begin(self) -> None:
-        """Begin from the parameters, which the ranks of self._comm have in common."""
+        """See Recovering._begin."""
         comm, algorithm = self._comm, self._algorithm
         threads = min(comm.cores_per_rank, torch.get_num_threads())
         comm.first_on_each_host(lambda: algorithm.prepare(threads))
@@ -126,113 +130,44 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._engine = Engine(comm)
         self._reducer: Reducer | None = None
         self._rounds: Rounds | None = None
-        if comm.size == 1:
-            for p in self._buckets.parameters:
-                unhook(p)  # of another wrapper, or of more ranks than are left
-            return
-        rounds = (self._buckets, x, comm, self._engine, self._every.local_steps)
+        self._upkeep, self._aside = Upkeep(), comm
+        for p in self._buckets.parameters:
+            unhook(p)  # what another wrapper has hung there, or this one among more ranks
+        if comm.size > 1:
+            self._connect(x)
+        means = self._reducer is not None
+        self._skips = Skips(self._not_finite, self._aside, self.optimizer, means)
+        self._joining = Joining(
+            self._aside,
+            average=self._follow_mean,
+            step=self._follow_step,
+            compare=self._compare,
+        )
+
+    def _connect(self, x: Flat) -> None:
+        comm, algorithm, every = self._comm, self._algorithm, self._every
+        rounds = (self._buckets, x, comm, self._engine, every.local_steps)
         if isinstance(algorithm, GossipAlgorithm):
-            self._rounds = Mixer(algorithm, *rounds)
-            self._consensus = Consensus(comm.split(0), self._buckets, self._seed)
-        elif isinstance(algorithm, GradientAlgorithm) and self._every.local_steps > 1:
-            self._rounds = PeriodicMean(algorithm, *rounds)
-        elif isinstance(algorithm, GradientAlgorithm):
-            self._reducer = Reducer(
-                algorithm, self._buckets, comm, self._engine, self._begin_averaging
+            self._aside = comm.split(0)  # for what ranks say while a step's messages are under way
+            self._rounds = mixer = Mixer(algorithm, *rounds)
+            self._upkeep = upkeep_of_gossip(
+                every, self._ledger, self._aside, mixer, algorithm, self._buckets, self._seed
             )
-
-    def recover(self) -> tuple[int, ...]:
-        """Go on without ranks that have died, after RankLostError; every survivor has to call it.
-
-        Needs an MPI that survives: Open MPI by `mpirun --with-ft ulfm`. The step in which a rank
-        died is lost, stats()["steps"] equal on all ranks then, and so are the parameters: those of
-        the rank that has done most steps or, with gossip, the mean. Residuals, estimates and
-        running norms begin anew. `communicator` is of the survivors: shard the data anew.
-
-        Returns:
-            The ranks lost since the beginning, by their numbers then.
-
-        Raises:
-            RuntimeError: this MPI cannot go on without a rank.
-        """
-        while True:
-            try:
-                self._recover()
-                return self._survivors.lost
-            except RankLostError:
-                continue  # another one died meanwhile
-
-    def _recover(self) -> None:
-        self._engine.abandon()
-        self._communicator = self._communicator.survivors()
-        traffic, self._comm = self._comm.traffic, self._communicator.split(0)
-        comm = self._comm
-        comm.traffic = traffic
-        self._ledger.comm = comm
-        with self._ledger.counting("recovery"):
-            self._steps, root = self._survivors.agree(comm, self._steps)
-            gossip = isinstance(self._algorithm, GossipAlgorithm)
-            inner, model = self.optimizer, self._model
-            self._survivors.bring_together(comm, model, inner, self._buckets, root, gossip)
-            self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        self._algorithm.rejoin(self._comm)
-        self._begin()
-        if self._rounds is not None:
-            self._rounds.restart()
-
-    def adopt(self, state_dict: dict[str, Any]) -> None:
-        """Take over what state_dict() returned in a run of another number of ranks; all must call.
-
-        The wrapped optimizer's state, and the number of steps. Load the model before: its
-        parameters are rank 0's on all ranks then, and residuals, estimates and running norms begin
-        anew.
-
-        Raises:
-            MismatchError: the ranks' are of different steps.
-        """
-        theirs = dict(state_dict)
-        steps = theirs.pop("decentral")["steps"]
-        check_agreement(self._comm, [("the step to resume from", steps)])
-        self._settle()
-        with self._ledger.counting("startup"):
-            broadcast_tensors(self._comm, self._model.parameters())
-            self.optimizer.load_state_dict(theirs)
-            self._engine.end(0.0)
-            self._steps = steps
-            self._begin_anew()
-
-    def _begin_averaging(self) -> int:
-        step = self._steps + 1
-        rates = learning_rates(self.optimizer, self._buckets)
-        self._algorithm.begin_step(step, rates)  # type: ignore[attr-defined]
-        return step
+        elif isinstance(algorithm, GradientAlgorithm):
+            self._replicas = Replicas(comm, self._model.named_parameters())
+            self._upkeep = Upkeep((every.checks, self._compare))
+            if every.local_steps > 1:
+                self._rounds = PeriodicMean(algorithm, *rounds)
+                return
+            begin = self._begin_averaging
+            self._reducer = Reducer(algorithm, self._buckets, comm, self._engine, begin)
 
     @property
     def communicator(self) -> Communicator:
         """The ranks, for the script: rank, size, local_rank, all_gather_object(), barrier()."""
         return self._communicator
 
-    # ---- the torch Optimizer's face: groups and state are the wrapped one's -----------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's groups, so that a scheduler of either acts on both."""
-        return self.optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's state."""
-        return self.optimizer.state
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: ranks have agreed on the parameters.
-
-        Raises:
-            RuntimeError: always; add the group to the optimizer before it is wrapped.
-        """
-        raise RuntimeError("add the group to the optimizer before DistributedOptimizer wraps it")
+    # ---- what a torch Optimizer has, besides wrapper.py's --------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -274,6 +209,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             MismatchError: the ranks' are of different steps.
             ValueError: it is a plain optimizer's, or of another algorithm, rank or size.
         """
+        self._joining.refuse("load_state_dict()")
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
         check_state(self._comm, ours, self._identity())
@@ -283,64 +219,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if self._rounds is not None:
             self._rounds.load_state_dict(ours["round"])
         self._steps = ours["steps"]
-
-    # ---- one step ---------------------------------------------------------------------------
-
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """Inside, backward() only accumulates gradients; the next one outside averages the sum."""
-        reducer = self._reducer
-        if reducer is None:
-            yield
-            return
-        before, reducer.sync = reducer.sync, False
-        try:
-            yield
-        finally:
-            reducer.sync = before
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Perform one step of the wrapped optimizer, and of the algorithm.
-
-        Under GradScaler, a rank (with gossip), or all (otherwise), may skip the optimizer's part.
-
-        Raises:
-            NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
-        """
-        overflow = unscale(self, self.optimizer)
-        if self._rounds is not None:
-            local = None if overflow else self._local_step(closure)
-            result = self._rounds.step(self._steps + 1, local)
-        else:
-            if overflow is not None and self._reducer is not None and not self._reducer.averaged:
-                raise RuntimeError(
-                    "GradScaler looks for overflows before step(), expected gradients that are "
-                    "averaged by then; call the last backward() of a step outside no_sync()"
-                )
-            if overflow:
-                return None
-            if self._reducer is None:
-                result = self._local_step(closure)()
-            else:
-                result = self._reducer.step(self.optimizer, closure)
-        self._steps += 1
-        if isinstance(self._rounds, Mixer):
-            self._look_around(self._rounds)
-        return result
-
-    def _look_around(self, mixer: Mixer) -> None:
-        """Estimate how far ranks are apart, and average their parameters, when it is time."""
-        if self._every.looks(self._steps):
-            with self._ledger.counting("averaging", self._consensus.comm):
-                self._ledger.consensus_distance = self._consensus.measure(mixer.parameters())
-        if self._every.averages(self._steps):
-            mixer.settle()
-            with self._ledger.counting("averaging"):
-                self._ledger.consensus_distance = mixer.average()
-
-    def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
-        return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""
@@ -355,6 +233,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         For evaluation and export; afterwards every rank has its own again. All ranks must enter.
         """
+        self._joining.refuse("averaged()")
         self._settle()
         average = average_of_model(self._comm, self._model, self._buckets)
         with ExitStack() as stack:
@@ -365,12 +244,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def stats(self) -> dict[str, Any]:
         """Return figures of this rank; needs no other rank.
 
-        steps; parameters (that travel); bytes_sent (all steps), bytes_sent_startup and
-        bytes_sent_averaging apart; bits_per_parameter of the last message; consensus_distance,
-        sqrt(mean over ranks ||x_i - mean||^2), as averaged() or average_every found it last, or
-        consensus_every estimated it, 0 at the start; communication_s, in which messages were made,
-        under way or read, waited_s of it, in which this rank's training stood still for them, and
-        hidden, the share that was not waited for; and what algorithm and compressor count (intsgd:
-        clipped, largest_integer; gossip: edges_across_hosts).
+        steps; skipped ones apart; parameters (that travel); bytes_sent (all steps), and apart
+        bytes_sent_startup and bytes_sent_averaging, comparisons included; bits_per_parameter of the
+        last message; consensus_distance, sqrt(mean over ranks ||x_i - mean||^2), as averaged() or
+        average_every found it last, or consensus_every estimated it, 0 at the start;
+        communication_s, in which messages were made, under way or read, waited_s of it, in which
+        this rank's training stood still for them, and hidden, the share that was not waited for;
+        and what algorithm and compressor count (intsgd: clipped, largest_integer; gossip:
+        edges_across_hosts).
         """
-        return self._ledger.stats(self._steps, self._buckets, self._algorithm, self._engine)
+        counts = {"steps": self._steps, "skipped": self._skips.count}
+        return counts | self._ledger.stats(self._buckets, self._algorithm, self._engine)

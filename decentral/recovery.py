@@ -1,53 +1,25 @@
-"""After a rank's death: what the survivors have to bring together before they can go on."""
+"""Going on with other ranks than before: without those that have died, or on another number."""
 
 from __future__ import annotations
 
-import io
+from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import nn
 
+from .algorithms import GossipAlgorithm
 from .averaging import average_parameters
-from .buckets import Buckets
-from .communicators.base import Communicator
-from .startup import broadcast_tensors
-
-
-def broadcast_state(comm: Communicator, state: Any, root: int) -> Any:
-    """Return rank `root`'s state_dict(), of tensors, numbers and strings, on every rank."""
-    buffer = io.BytesIO()
-    if comm.rank == root:
-        torch.save(state, buffer)
-    sizes = comm.all_gather_object(buffer.tell())
-    data = torch.zeros(sizes[root], dtype=torch.uint8)
-    if comm.rank == root:
-        data.copy_(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8))
-    broadcast_tensors(comm, [data], root)
-    if comm.rank == root:
-        return state
-    return torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True, map_location="cpu")
-
-
-def equalize(
-    comm: Communicator, model: nn.Module, optimizer: torch.optim.Optimizer, root: int
-) -> None:
-    """Give all ranks the replica of rank `root`: parameters, buffers, and the optimizer's state."""
-    broadcast_tensors(comm, [*model.parameters(), *model.buffers()], root)
-    state = broadcast_state(comm, optimizer.state_dict(), root)
-    if comm.rank != root:
-        optimizer.load_state_dict(state)
+from .communicators import Communicator, RankLostError
+from .join import take_over
+from .startup import broadcast_tensors, check_agreement
+from .stepping import Stepping
 
 
 class Survivors:
-    """Which of the ranks that a job began with are left, and how far they are.
-
-    `lost` are numbered as at the beginning.
-    """
+    """Which of the ranks that a job began with are left: `lost` are numbered as then."""
 
     def __init__(self, comm: Communicator) -> None:
-        self._number = comm.rank
-        self._began_with = comm.size
+        self._number, self._began_with = comm.rank, comm.size
         self.lost: tuple[int, ...] = ()
 
     def agree(self, comm: Communicator, steps: int) -> tuple[int, int]:
@@ -58,23 +30,90 @@ class Survivors:
         most = max(done for done, _ in everyone)
         return most, next(r for r, (done, _) in enumerate(everyone) if done == most)
 
-    def bring_together(
-        self,
-        comm: Communicator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        buckets: Buckets,
-        root: int,
-        gossip: bool,
-    ) -> None:
+
+class Recovering(Stepping):
+    """What DistributedOptimizer does when the ranks are others than before."""
+
+    _communicator: Communicator
+    _survivors: Survivors
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Begin from the parameters, which the ranks of self._comm have in common."""
+
+    def recover(self) -> tuple[int, ...]:
+        """Go on without ranks that have died, after RankLostError; every survivor has to call it.
+
+        Needs an MPI that survives: Open MPI by `mpirun --with-ft ulfm`. The step in which a rank
+        died is lost, stats()["steps"] equal on all ranks then, and so are the parameters: those of
+        the rank that has done most steps or, with gossip, the mean. Residuals, estimates and
+        running norms begin anew. `communicator` is of the survivors: shard the data anew.
+
+        Returns:
+            The ranks lost since the beginning, by their numbers then.
+
+        Raises:
+            RuntimeError: this MPI cannot go on without a rank.
+        """
+        while True:
+            try:
+                self._go_on()
+                return self._survivors.lost
+            except RankLostError:
+                continue  # another one died meanwhile
+
+    def _go_on(self) -> None:
+        self._engine.abandon()
+        self._communicator = self._communicator.survivors()
+        traffic, self._comm = self._comm.traffic, self._communicator.split(0)
+        self._ledger.comm, self._comm.traffic = self._comm, traffic
+        with self._ledger.counting("recovery"):
+            self._bring_together()
+            self._begin_anew()
+
+    @torch.no_grad()
+    def _bring_together(self) -> None:
         """Let all ranks begin from the same parameters.
 
-        Replicas from those of `root`, since some may have done a step that others have not; with
-        gossip from their mean, as estimates of each other have to begin equal. An optimizer's state
-        is then still each rank's own.
+        Replicas from those of a rank that has done most, since some may have done a step that
+        others have not; with gossip from their mean, as estimates of each other have to begin
+        equal: the optimizer's state is then still each rank's own.
         """
-        if gossip:
-            with torch.no_grad():
-                average_parameters(comm, buckets)
+        comm, (steps, root) = self._comm, self._survivors.agree(self._comm, self._steps)
+        counts = (steps, self._skips.count)
+        if isinstance(self._algorithm, GossipAlgorithm):
+            average_parameters(comm, self._buckets)
         else:
-            equalize(comm, model, optimizer, root)
+            counts = take_over(comm, self._model, self.optimizer, root, counts)
+        self._steps, self._skips.count = counts
+
+    def _begin_anew(self) -> None:
+        skipped = self._skips.count
+        self._algorithm.rejoin(self._comm)
+        self._begin()
+        self._skips.count = skipped
+        if self._rounds is not None:
+            self._rounds.restart()
+
+    def adopt(self, state_dict: dict[str, Any]) -> None:
+        """Take over what state_dict() returned in a run of another number of ranks; all must call.
+
+        The wrapped optimizer's state, and the number of steps. Load the model before: its
+        parameters are rank 0's on all ranks then, and residuals, estimates and running norms begin
+        anew.
+
+        Raises:
+            MismatchError: the ranks' are of different steps.
+        """
+        self._joining.refuse("adopt()")
+        theirs = dict(state_dict)
+        steps = theirs.pop("decentral")["steps"]
+        check_agreement(self._comm, [("the step to resume from", steps)])
+        if self._rounds is not None:
+            self._rounds.settle()
+        with self._ledger.counting("startup"):
+            broadcast_tensors(self._comm, self._model.parameters())
+            self.optimizer.load_state_dict(theirs)
+            self._engine.end(0.0)
+            self._steps = steps
+            self._begin_anew()

@@ -167,6 +167,8 @@ class Reducer:
         self._hand_out()
         results = [task.result for task in self._tasks]
         self.not_finite = complaint(results, self._comm, self._step, self._buckets)
+        if self.not_finite is not None:
+            self._algorithm.retract()
         self.averaged = True
         self._reset()
 

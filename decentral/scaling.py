@@ -18,3 +18,16 @@ def unscale(wrapper: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) ->
             if g is not None:
                 g.div_(scale.to(g.device))
     return bool(found_inf.item())
+
+
+def check_averaged(overflow: bool | None, averaged: bool) -> None:
+    """Refuse what unscale() returned if it has looked at gradients before they were averaged.
+
+    Raises:
+        RuntimeError: they were not; ranks would skip steps, and scale, each on its own.
+    """
+    if overflow is not None and not averaged:
+        raise RuntimeError(
+            "GradScaler looks for overflows before step(), expected gradients that are averaged by "
+            "then; call the last backward() of a step outside no_sync()"
+        )

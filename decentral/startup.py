@@ -144,7 +144,8 @@ def say_how_device_buffers_travel(comm: Communicator, tensors: Iterable[Tensor])
         _say("decentral: stages device buffers through pinned memory; this MPI is not CUDA-aware")
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the memory of a tensor, in the order of its indices, uint8[nbytes] on the host."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -163,7 +164,7 @@ def broadcast_tensors(comm: Communicator, tensors: Iterable[Tensor], root: int =
 
 
 def _broadcast_batch(comm: Communicator, tensors: list[Tensor], root: int) -> None:
-    data = torch.cat([_as_bytes(t) for t in tensors]) if tensors else torch.empty(0)
+    data = torch.cat([as_bytes(t) for t in tensors]) if tensors else torch.empty(0)
     comm.broadcast(data.numpy().view(np.uint8), root)
     with torch.no_grad():
         for tensor, part in zip(tensors, data.split([t.nbytes for t in tensors]), strict=True):

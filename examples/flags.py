@@ -108,7 +108,7 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
-def rounds(args: argparse.Namespace) -> dict[str, int]:
+def rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return how often ranks exchange, as DistributedOptimizer takes it."""
     return given(args, ("local_steps", "average_every"))
 

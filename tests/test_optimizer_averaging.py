@@ -269,6 +269,7 @@ def test_stats_has_no_other_figures():
 
     assert on_ranks(1, rank)[0] == {
         "steps",
+        "skipped",
         "parameters",
         "bytes_sent",
         "bytes_sent_startup",

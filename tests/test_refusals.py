@@ -6,7 +6,7 @@ What averages gradients, with every compressor and exchange.
 import optimizer_cases as cases
 import pytest
 import torch
-from optimizer_cases import close, distributed, equal
+from optimizer_cases import distributed, equal
 from torch import nn
 
 import decentral
@@ -88,8 +88,9 @@ def everything(model, opt):
 def tensors_in(state):
     if isinstance(state, torch.Tensor):
         return [state.clone()]
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
-    return [t for part in parts for t in tensors_in(part)]
+    if isinstance(state, dict):  # in an order that does not depend on which bucket came first
+        return [t for key in sorted(state, key=str) for t in tensors_in(state[key])]
+    return [t for part in state for t in tensors_in(part)] if isinstance(state, list) else []
 
 
 def run(how, wrong, steps=5, bad=2):
@@ -139,17 +140,13 @@ def test_wherever_it_is(how, who, where):
 
 @pytest.mark.parametrize("how", HOW, ids=" ".join)
 def test_what_was_refused_leaves_no_trace(how):
-    """Parameters, shifts, r and the number of steps: as if the step had never been."""
+    """Parameters, shifts, residuals, r and the number of steps: as if the step had never been."""
     wrong = {2: [("wide", 3000, float("inf")), ("small", 7, float("nan"))]}
     refused, never = run(how, wrong), run(how, {})
     for (_, tensors, steps), (_, expected, same) in zip(refused, never, strict=True):
         assert steps == same == 4
         assert all(t.isfinite().all() for t in tensors)
-        if how[1] == "ef-signsgd":
-            # Ranks that could encode have what their message missed in the residual, once more.
-            close(tensors[:2], expected[:2], tolerance=0.1)
-        else:
-            equal(tensors, expected)
+        equal(tensors, expected)
         equal(tensors[:2], refused[0][1][:2])
 
 

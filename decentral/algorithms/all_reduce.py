@@ -206,7 +206,14 @@ class AllReduce(GradientAlgorithm):
         return None
 
     def _others_mistake(self, mean: Tensor) -> NotFiniteError | None:
-        return refused_by("some rank") if mean[:1].isnan().any() else None
+        """Return what is not finite in the mean, which has the same bits on all ranks."""
+        if mean[:1].isnan().any():
+            return refused_by("some rank")
+        try:
+            check_finite(mean, f"{self.name}: the sum over ranks")  # of finite ones, may overflow
+        except NotFiniteError as error:
+            return error
+        return None
 
     def _observed_mean(self, bucket: int, g: Tensor, step: int) -> Averaging:
         failure = yield from self._mean_of_integers(bucket, g, step)

@@ -195,6 +195,10 @@ class GradientAlgorithm(Algorithm):
     def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
         """Prepare for the buckets of a step; `rates` are the tensors' learning rates, by bucket."""
 
+    def retract(self) -> None:
+        """Forget what the messages of the last means have changed: the means are not used."""
+        self.compressor.retract()
+
     @abstractmethod
     def average(self, bucket: int, g: Tensor, step: int) -> Averaging:
         """Replace the gradient g, float32[numel], by an estimate of the mean over ranks.

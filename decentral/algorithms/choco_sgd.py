@@ -101,6 +101,10 @@ class ChocoSGD(GossipAlgorithm):
             return theorem_gamma(self.topology, omega)
         return 1 / (1 + eps) if self.gamma is None else float(self.gamma)
 
+    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See GossipAlgorithm.estimates."""
+        return self.xh
+
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         if not _difference(as_array(x), as_array(x_new), as_array(self.xh[bucket])):

@@ -55,6 +55,10 @@ class DCDPSGD(GossipAlgorithm):
         """See GossipAlgorithm.reset."""
         self.S = zeros(vectors)
 
+    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See GossipAlgorithm.estimates."""
+        return parameters
+
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         if not _difference(as_array(x_new), as_array(x), as_array(self.S[bucket])):

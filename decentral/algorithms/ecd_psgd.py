@@ -86,6 +86,10 @@ class ECDPSGD(GossipAlgorithm):
     def _t(self, step: int) -> int:
         return step if self.published else min(step, self.horizon)
 
+    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See GossipAlgorithm.estimates."""
+        return self.xt
+
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         t = self._t(step)

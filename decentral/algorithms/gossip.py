@@ -107,6 +107,13 @@ class GossipAlgorithm(Algorithm):
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """Begin from these parameters, a vector per bucket, which all ranks have in common."""
 
+    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return this rank's estimate, a vector per bucket, which S is relative to.
+
+        Nothing where S is made anew in every step, so that there is none to be wrong.
+        """
+        return ()
+
     def _graph(self, size: int) -> Topology:
         if isinstance(self.topology, str):
             graph = decentral_topologies.from_name(self.topology, size)

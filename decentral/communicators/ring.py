@@ -95,7 +95,8 @@ class RingSum:
             receive = self._comm.Irecv(part, self._left, tag)
             sends.append(self._comm.Isend(mine, self._right, tag))
             yield receive
-            np.add(theirs, part, out=theirs)
+            with np.errstate(over="ignore", invalid="ignore"):  # who asks looks at the sum
+                np.add(theirs, part, out=theirs)
         yield from sends  # before what they send is overwritten
         if self._mean:
             own = shards[(place + 1) % n]

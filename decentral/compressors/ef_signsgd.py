@@ -42,6 +42,7 @@ class EFSignSGD(Compressor):
         check_block_size(self.name, block_size, usual=64)
         self.block_size = int(block_size)
         self._residuals: dict[tuple[int, int], Any] = {}
+        self._before: dict[tuple[int, int], Any] = {}  # what they were before the last message
 
     def __repr__(self) -> str:
         return f"EFSignSGD(block_size={self.block_size})"
@@ -64,7 +65,7 @@ class EFSignSGD(Compressor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over residuals that state_dict() returned."""
-        self._residuals = {}
+        self._residuals, self._before = {}, {}
         for where, e in state.items():
             rank, bucket = map(int, where.split("/"))
             self._residuals[rank, bucket] = e.cpu().numpy().astype(np.float32, copy=True)
@@ -90,13 +91,22 @@ class EFSignSGD(Compressor):
             )
         return e
 
+    def retract(self) -> None:
+        """See Compressor.retract."""
+        self._residuals.update(self._before)
+        self._before = {}
+
     def _encode(self, x: Any, key: Key, payload: Payload) -> None:
         scales, signs = self._sections(payload, len(x))
-        e = self._residual(key, len(x))
+        where, before = key[2:], self._residual(key, len(x))
+        e = self._before.pop(where, None)  # memory to use again
+        e = np.empty_like(before) if e is None else e
+        np.copyto(e, before)
         block = kernels.sign_encode(x, e, self.block_size, scales, signs)
         if block >= 0:
             start = block * self.block_size
             raise not_finite(self.name, x, start, self.block_size, "the largest value")
+        self._residuals[where], self._before[where] = e, before
 
     def _decode(self, payload: Payload, out: Any) -> None:
         scales, signs = self._sections(payload, len(out))

@@ -121,7 +121,8 @@ class IntegerCompressor(Compressor):
         The array belongs to the compressor and is overwritten in the next step.
         """
         alphas = self.alphas(bucket, top)
-        if alphas is None or not all(0 < a < ALPHA_LIMIT for a in alphas):
+        least = 2.0 ** (self.bits - 127)  # below, float32 might not hold what an integer stands for
+        if alphas is None or not all(least < a < ALPHA_LIMIT for a in alphas):
             return None
         self._alphas[bucket] = [float(np.float32(a)) for a in alphas]
         out = self._wires[bucket][:-1]

@@ -89,3 +89,19 @@ def test_torch_and_numpy_vectors_share_a_residual():
         g = gaussian(300, seed=step)
         a, b = one.encode(g, key(step)), other.encode(torch.tensor(g), key(step))
         assert a.buffer.tobytes() == b.buffer.numpy().tobytes()
+
+
+def test_what_is_retracted_was_never_encoded():
+    """One message of each bucket, and none of a bucket that could not be encoded."""
+    c = EFSignSGD()
+    for bucket in (0, 1):
+        c.encode(gaussian(100, seed=bucket), key(bucket=bucket))
+    before = c.state_dict()
+    for step in (2, 3):  # again after it: each takes back but one message
+        c.encode(gaussian(100, seed=step), key(step))
+        with pytest.raises(NotFiniteError):
+            c.encode(np.full(100, np.nan, np.float32), key(step, bucket=1))
+        assert not torch.equal(c.state_dict()["0/0"], before["0/0"])
+        c.retract()
+        c.retract()  # nothing is left to take back
+        assert all(torch.equal(e, before[where]) for where, e in c.state_dict().items())
