@@ -10,6 +10,7 @@ import pytest
 from checkpoint_cases import names, on_all, saved, steps_of
 
 import decentral
+from decentral import checkpoint_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +70,22 @@ def test_an_error_of_rank_0_is_one_on_all(tmp_path, monkeypatch, where):
         assert isinstance(error, OSError)
         assert "save: rank 0: [Errno 30] Read-only file system" in str(error)
     assert steps_of(tmp_path) == 1
+
+
+def test_a_file_that_may_not_be_read_is_an_error_on_all(tmp_path, monkeypatch):
+    """It is not skipped: what it holds may be whole."""
+    saved(tmp_path, 1)
+
+    def refuse(path):
+        if path.name == "rank-00001.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return checksum(path)
+
+    checksum = checkpoint_folder.sha256_of
+    monkeypatch.setattr(checkpoint_folder, "sha256_of", refuse)
+    for error in on_all(2, lambda comm: decentral.Checkpoints(tmp_path, comm).load()):
+        assert isinstance(error, OSError)
+        assert "load: rank 1: [Errno 13] Permission denied" in str(error)
 
 
 def test_what_cannot_be_saved_on_one_rank_is_an_error_on_all(tmp_path):
