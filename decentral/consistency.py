@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .algorithms import GossipAlgorithm
 from .algorithms.means import encode_or_refuse
-from .buckets import Buckets
+from .buckets import Buckets, Flat
 from .communicators.base import Communicator
 from .compressors.base import lossless
 from .mixer import Mixer
@@ -95,10 +95,13 @@ class _Off(NamedTuple):
 class Estimates:
     """Compares S_i = sum_j W_ij (xt_j - xt_i) with what the neighbors send of their xt_j."""
 
-    def __init__(self, algorithm: GossipAlgorithm, comm: Communicator, buckets: Buckets) -> None:
+    def __init__(
+        self, algorithm: GossipAlgorithm, comm: Communicator, buckets: Buckets, parameters: Flat
+    ) -> None:
         self._algorithm, self._comm, self._buckets = algorithm, comm, buckets
         self._compressor = lossless()
-        self._largest = [0.0] * len(buckets)  # that was seen, since past roundings stay
+        # The largest estimates that were seen, since what was rounded in the past stays.
+        self._largest = [float(b.of(parameters).abs().max()) for b in buckets]
         self._rounding = max(_ROUNDING, *(_rounding(p) for p in buckets.parameters))
 
     def check(self, t: int, mixer: Mixer) -> None:

@@ -31,13 +31,16 @@ class Ledger:
         yield
         self._bytes[what] += comm.bytes_sent - before
 
-    def stats(self, buckets: Buckets, algorithm: Algorithm, engine: Engine) -> dict[str, Any]:
+    def stats(
+        self, steps: int, buckets: Buckets, algorithm: Algorithm, engine: Engine
+    ) -> dict[str, Any]:
         """Return the figures; see DistributedOptimizer.stats."""
         engine.wait_for_begin()
         numel = sum(b.numel for b in buckets)
         message = sum(map(algorithm.message_nbytes, range(len(buckets))))
         communication, waited = engine.communication_s, engine.waited_s
         return {
+            "steps": steps,
             "parameters": numel,
             "bytes_sent": self.comm.bytes_sent - sum(self._bytes.values()),
             "bytes_sent_startup": self._bytes["startup"],

@@ -253,5 +253,5 @@ class DistributedOptimizer(Recovering):
         and what algorithm and compressor count (intsgd: clipped, largest_integer; gossip:
         edges_across_hosts).
         """
-        counts = {"steps": self._steps, "skipped": self._skips.count}
-        return counts | self._ledger.stats(self._buckets, self._algorithm, self._engine)
+        figures = self._ledger.stats(self._steps, self._buckets, self._algorithm, self._engine)
+        return figures | {"skipped": self._skips.count}

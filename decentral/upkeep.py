@@ -42,7 +42,7 @@ def upkeep_of_gossip(
     Over `aside`, a communicator of its own, while a step's messages are under way.
     """
     consensus = Consensus(aside, buckets, seed)
-    estimates = Estimates(algorithm, aside, buckets)
+    estimates = Estimates(algorithm, aside, buckets, mixer.parameters())
 
     def check(step: int) -> None:
         with ledger.counting("averaging", aside):

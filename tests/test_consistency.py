@@ -236,23 +236,40 @@ def test_lost_messages(name):
 
 @pytest.mark.parametrize("name", SHARING)
 def test_honest_steps_are_not_told_apart(name, monkeypatch):
-    """2,000 towards minima of the ranks' own; not with a quarter of the tolerance either."""
+    """2,000, in which parameters shrink; not with a quarter of the tolerance either."""
     monkeypatch.setattr(consistency, "_DRIFT", consistency._DRIFT / 4)
 
     def rank(comm):
         model = torch.nn.Linear(30, 40)
         cases.refill(model, 0)
         rng = torch.Generator().manual_seed(comm.rank)
-        targets = [0.1 * torch.randn(p.shape, generator=rng) for p in model.parameters()]
         sgd = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         how = cases.algorithm(name, "nuqsgd")
         opt = distributed(model, comm, how, sgd, check_every=100, consensus_every=0)
         for _ in range(2000):
-            for p, target in zip(model.parameters(), targets, strict=True):
-                p.grad = p.detach() - target + 0.1 * torch.randn(p.shape, generator=rng)
+            for p in model.parameters():
+                p.grad = p.detach() + 1e-3 * torch.randn(p.shape, generator=rng)
             opt.step()
 
     assert complaints(2, rank) == [None] * 2
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_parameters_that_are_rounded_to_bfloat16(name):
+    """The estimates of dcd-psgd are the parameters: each step's rounding parts them from S."""
+
+    def rank(comm):
+        model = mlp().bfloat16()
+        sgd = torch.optim.SGD(model.parameters(), 0.05)
+        how = cases.algorithm(name, "nuqsgd")
+        opt = distributed(model, comm, how, sgd, check_every=1)
+        rng = torch.Generator().manual_seed(comm.rank)
+        for _ in range(30):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=rng).bfloat16()
+            opt.step()
+
+    assert complaints(3, rank) == [None] * 3
 
 
 @pytest.mark.parametrize("name", [n for n in cases.gossip() if n not in SHARING])

@@ -69,23 +69,24 @@ def test_a_mean_is_over_all_ranks_and_who_is_done_adds_zeros(counts):
         cases.close(parameters, cases.parameters(model), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("compressed", ("intsgd", "none"))
-def test_learning_rates_are_those_of_the_ranks_that_have_batches(compressed):
-    """IntSGD's alpha follows from them, and must be one for all."""
+@pytest.mark.parametrize(("name", "compressed"), [("allreduce", "none"), ("intdiana", "intsgd")])
+def test_learning_rates_are_those_of_the_ranks_that_have_batches(name, compressed):
+    """The scale of IntDIANA's integers follows from them, and shifts are sent without a batch."""
     counts = (1, 6, 0)
 
     def rank(comm):
-        model, opt = make(comm, "allreduce", compressed)
+        model, opt = make(comm, name, compressed)
         schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
         joined(opt, model, counts, after=schedule.step)
-        kept = opt.state_dict()["decentral"]["state"]["compressor"]
-        return groups_of(opt.optimizer), [kept.get("r", []), kept.get("moved", [])]
+        state = opt.state_dict()["decentral"]["state"]
+        return groups_of(opt.optimizer), state.get("h", []), state.get("h_i", [])
 
-    (groups, kept), *others = run_local(3, rank)
-    assert groups[0]["lr"] == 0.05 * 0.5**6
-    for own, own_kept in others:
-        assert own == groups
-        cases.equal(own_kept, kept)
+    results = run_local(3, rank)
+    for groups, h, _ in results:
+        assert groups[0]["lr"] == 0.05 * 0.5**6
+        cases.equal(h, results[0][1])
+        mean = [sum(parts) / 3 for parts in zip(*(h_i for *_, h_i in results), strict=True)]
+        cases.close(h, mean, tolerance=1e-5)
 
 
 def test_a_rate_that_is_a_tensor():
