@@ -186,7 +186,9 @@ def test_alone_it_is_the_plain_optimizer_bit_for_bit(name, compressed):
     equal(inside, expected)
     equal(state, list(plain.state_dict().values()))
     sent = {key: value for key, value in stats.items() if key.startswith("bytes_sent")}
-    assert sent == dict.fromkeys(("bytes_sent", "bytes_sent_startup", "bytes_sent_averaging"), 0)
+    assert sent == dict.fromkeys(
+        ("bytes_sent", "bytes_sent_startup", "bytes_sent_averaging", "bytes_sent_recovery"), 0
+    )
     assert stats["steps"] == 5 and stats["consensus_distance"] == 0
 
 

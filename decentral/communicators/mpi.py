@@ -94,6 +94,7 @@ class MPICommunicator(Communicator):
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._requests = Requests(self.watch, self._comm.translated)
+        self._requests.whose = f"rank {self.rank}"
         self._place()
         self.device_direct = cuda_aware()
         if self.size > 1:

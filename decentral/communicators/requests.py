@@ -29,7 +29,7 @@ class Requests:
         watch: Watch | None = None,
         translate: Callable[[Exception], Exception] = lambda error: error,
     ) -> None:
-        self.spins = 0
+        self.spins, self.whose = 0, "this rank"
         self._watch, self._translate = Watch() if watch is None else watch, translate
         self._tested_at = time.perf_counter()
         self._requests: list[Any] = []
@@ -72,7 +72,8 @@ class Requests:
             try:
                 found: list[int] | None = self._requests[0].Testsome(self._requests, self._statuses)
             except Exception as error:
-                raise self._named(error) from error
+                dead = self._translate(error)
+                raise (self._named(error) if dead is error else dead) from error
             if found:
                 return found
         return None
@@ -111,7 +112,7 @@ class Requests:
                 if self.poll():
                     backoff.reset()
                 else:
-                    look(missing)
+                    look(lambda: f"{self.whose}, {missing()}")
                     backoff.pause()
 
     def abandon(self) -> None:
