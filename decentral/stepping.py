@@ -124,10 +124,11 @@ class Stepping(Wrapper):
         gradient algorithm it adds zeros to each mean, which remains one over all ranks, and in the
         end has the parameters, buffers, optimizer's state and steps of the first rank of those that
         took most. With gossip, or local_steps, it takes their steps without an update of its own.
-        All ranks must enter, after equally many steps. An exception leaves at once. A scheduler that
-        steps per batch, and a GradScaler, are the script's: give those of a rank that was early the
-        state of another one's, or their rates and scales part. Gradients that were only accumulated
-        when the loop ended are cleared.
+        All ranks must enter, after equally many steps. An exception leaves at once.
+
+        A scheduler that steps per batch, and a GradScaler, are the script's: give those of a rank
+        that was early the state of another one's, or their rates and scales part. Gradients that
+        were only accumulated when the loop ended are cleared.
 
         Raises:
             RuntimeError: already inside; also what involves all ranks, such as averaged(), inside.
