@@ -63,9 +63,12 @@ class Stepping(Wrapper):
         """Perform one step of the wrapped optimizer, and of the algorithm.
 
         Under GradScaler, a rank (with gossip), or all (otherwise), may skip the optimizer's part.
+        With not_finite="skip" all ranks leave out the step where a gradient is not finite, and None
+        is returned; what an optimizer makes infinite of finite gradients is an error all the same.
 
         Raises:
             NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
+            InconsistentError: check_every is due, and ranks differ; on all ranks.
         """
         overflow = unscale(self, self.optimizer)
         reducer = self._reducer
@@ -122,6 +125,10 @@ class Stepping(Wrapper):
         end has the parameters, buffers, optimizer's state and steps of the first rank of those that
         took most. With gossip, or local_steps, it takes their steps without an update of its own.
         All ranks must enter, after equally many steps. An exception leaves at once.
+
+        A scheduler that steps per batch, and a GradScaler, are the script's: give those of a rank
+        that was early the state of another one's, or their rates and scales part. Gradients that
+        were only accumulated when the loop ended are cleared.
 
         Raises:
             RuntimeError: already inside; also what involves all ranks, such as averaged(), inside.

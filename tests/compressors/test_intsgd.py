@@ -178,3 +178,20 @@ def test_options():
         with pytest.raises(ValueError, match=match):
             IntSGD(**options)
     assert not IntSGD(rounding="deterministic").unbiased
+
+
+@pytest.mark.parametrize("bits", (8, 32))
+def test_a_step_is_exact_where_an_integer_would_stand_for_more_than_float32_holds(bits):
+    """Alpha is about 1 / ||g|| of the step before; what integers stand for is divided by it."""
+    for norm, exact in ((1e38, True), (1e25, False)):
+        c = IntSGD(bits=bits)
+        c.attach(2, [[4]])
+        c.begin_step(1, [[0.1]])
+        c.observe(0, np.full(4, norm / 2, np.float32))
+        c.begin_step(2, [[0.1]])
+        integers = c.round(0, np.full(4, norm, np.float32), (0, 2, 0, 0), None)
+        assert (integers is None) == exact
+        if not exact:
+            out = np.empty(4, np.float32)
+            c.expand(0, integers, out, ranks=2)
+            assert np.isfinite(out).all()
