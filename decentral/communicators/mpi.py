@@ -22,7 +22,7 @@ from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Landed, Operation, Requests
 from .ring import TAGS, RingSum, num_segments
-from .ulfm import Guarded, shrunk
+from .ulfm import Guarded, leave, shrunk
 from .watch import MessageRoll, Watch
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ class MPICommunicator(Communicator):
             part._requests.abandon()
         with self._bounded("what the survivors agree on"):
             living = shrunk(self._comm.raw)
+            atexit.register(leave)  # the new ones, which are registered later, end before that
             self.watch.roll = MessageRoll(Guarded(Guarded(living).Dup()), MPI.Status)
             return self._new(living, [], self.traffic)
 

@@ -6,6 +6,8 @@ MPI 5's drafts; in Open MPI with `mpirun --with-ft ulfm`.
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +58,16 @@ class Guarded:
         """Let everybody's operations on it fail from now on, so that all learn of a death."""
         with suppress(Exception):  # it may be revoked already
             self.raw.Revoke()
+
+
+def leave() -> None:
+    """End this process at once, with status 0, without MPI's own end.
+
+    After a death Open MPI 5.0's MPI_Finalize hung or crashed in about half of what was tried.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def shrunk(comm: Any) -> Any:
