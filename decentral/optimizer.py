@@ -21,13 +21,13 @@ from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .reducer import Reducer
 from .scaling import unscale
 from .startup import (
+    agree_how_device_buffers_travel,
     broadcast_tensors,
     check_agreement,
     check_state,
     fingerprint,
     hyperparameters,
     learning_rates,
-    say_how_device_buffers_travel,
     trained_parameters,
 )
 
@@ -105,7 +105,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         check_agreement(comm, fingerprint(options, model, trained))
         self._buckets = Buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
-        say_how_device_buffers_travel(comm, model.parameters())
+        agree_how_device_buffers_travel(comm, model.parameters())
         threads = min(comm.cores_per_rank, torch.get_num_threads())
         comm.first_on_each_host(lambda: algorithm.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())

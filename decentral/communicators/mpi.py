@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
-from .requests import Landed, Operation, Requests
+from .requests import Deferred, Landed, Operation, Requests
 from .ring import TAGS, RingSum, num_segments
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ class MPICommunicator(Communicator):
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._requests = Requests()
         self._place()
-        self.device_direct = cuda_aware()
         if self.size > 1:
             atexit.register(self._finish)
 
@@ -92,7 +91,13 @@ class MPICommunicator(Communicator):
         """See Communicator.split."""
         part = MPICommunicator.__new__(MPICommunicator)
         part._begin(self._comm.Split(color, self.rank), Traffic(self.traffic))
+        part.device_direct = self.device_direct
         return part
+
+    def ask_for_device_direct(self, arrives: Callable[[], bool]) -> None:
+        """See Communicator.ask_for_device_direct; one rank of every host tries."""
+        mine = cuda_aware(arrives) if self.local_rank == 0 else True
+        self.device_direct = all(self.all_gather_object(mine))
 
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
@@ -126,36 +131,43 @@ class MPICommunicator(Communicator):
         """See Communicator.exchange."""
         direct = self.device_direct
         incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
-
-        def landed(payload: Payload) -> Landed:
-            return lambda status: payload.landed(direct, status.Get_count())
-
-        requests: list[tuple[Any, Landed | None]] = [
-            (self._comm.Irecv(buffer, source, tag), landed(receive[source]))
-            for source, buffer in incoming.items()
-        ]
         sent = for_each(send, receive)
         distinct = {id(p): p for p in sent.values()}
         outgoing = {k: p.wire.outgoing(direct, p.nbytes) for k, p in distinct.items()}
-        requests += [
-            (self._comm.Isend(self._count(outgoing[id(p)]), target, tag), None)
-            for target, p in sent.items()
-        ]
-        return Operation(self._requests, requests, (sent, receive, incoming, outgoing))
 
-    def all_reduce(self, vector: Any, mean: bool = False) -> Operation | RingSum:
-        """See Communicator.all_reduce."""
+        def receiving(source: int, payload: Payload) -> Any:
+            make = functools.partial(self._comm.Irecv, incoming[source], source, tag)
+            landed: Landed = lambda status: payload.landed(direct, status.Get_count())  # noqa: E731
+            return lambda: payload.wire.ready, make, landed
+
+        def sending(target: int, payload: Payload) -> Any:
+            buffer = self._count(outgoing[id(payload)])
+            make = functools.partial(self._comm.Isend, buffer, target, tag)
+            return lambda: payload.wire.ready, make, None
+
+        later = [receiving(*pair) for pair in receive.items()]
+        later += [sending(*pair) for pair in sent.items()]
+        return Operation(self._requests, (), (sent, receive, incoming, outgoing), later=later)
+
+    def all_reduce(self, vector: Any, mean: bool = False) -> Operation | Deferred | RingSum:
+        """See Communicator.all_reduce.
+
+        Device memory is staged, whatever MPI can: none adds it up in a non-blocking operation.
+        """
         from mpi4py import MPI
 
         wire = Wire(vector)
-        buffer = wire.outgoing(self.device_direct)
+        buffer = wire.outgoing(False)
         self.traffic.add(all_reduce_nbytes(buffer.nbytes, self.size))
-        on_host = isinstance(buffer, np.ndarray)
-        landed = functools.partial(wire.landed, self.device_direct)
-        if on_host and buffer.nbytes >= _RING_FROM and self.size > 1:
+        landed = functools.partial(wire.landed, False)
+        if buffer.nbytes >= _RING_FROM and self.size > 1:
             tag = self._ring_tag
             self._ring_tag = (tag + num_segments(buffer.nbytes, self.size)) % TAGS
-            return RingSum(self._sums, buffer, self._requests, self._around, tag, mean, landed)
+            arguments = (self._sums, buffer, self._requests, self._around, tag, mean, landed)
+            if wire.ready:
+                return RingSum(*arguments)
+            return Deferred(self._requests, lambda: wire.ready, lambda: RingSum(*arguments))
+        wire.wait()  # ranks have to begin MPI's own in the same order
         parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
         requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
 

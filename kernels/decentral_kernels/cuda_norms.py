@@ -1,0 +1,88 @@
+"""The CUDA kernel for the norms of blocks that cuda_encode.py cannot take in one go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numba import cuda
+
+from .cuda_parts import (
+    ABS,
+    CUDA_STAMP,
+    add,
+    bits_of,
+    f32,
+    f64,
+    float_of,
+    mul,
+    sqrt,
+    u32,
+    widened_half,
+)
+from .layout import NORM_WIDTH, SCALE_LIMIT, SCALE_MIN, SUM_MAX, SUM_MIN
+
+
+def norm_kernel(max_norm: bool, source: str = "float32") -> Callable[..., None]:
+    """Return the kernel body that writes the scale of every block, one thread block each."""
+    stamp = CUDA_STAMP
+    brain, half_precision = source == "bfloat16", source == "float16"
+
+    def kernel(x, block_size, width, scales, first_bad):
+        if stamp < 0:  # never; see layout.STAMP
+            return
+
+        def value(i):
+            bits = u32(x[i])
+            if brain:
+                return float_of(u32(bits << u32(16)))
+            return float_of(widened_half(bits) if half_precision else bits)
+
+        def square_sums(start, end, sums, kind):
+            for j in range(cuda.threadIdx.x, width, cuda.blockDim.x):
+                total = kind(0)
+                for i in range(start + j, end, width):
+                    v = kind(value(i))
+                    total = total + v * v if kind is f64 else add(total, mul(v, v))
+                sums[j] = total
+            cuda.syncthreads()
+            half = width >> 1
+            while half > 0:
+                for j in range(cuda.threadIdx.x, half, cuda.blockDim.x):
+                    sums[j] += sums[half + j]
+                cuda.syncthreads()
+                half >>= 1
+
+        sums = cuda.shared.array(NORM_WIDTH, dtype=np.float32)
+        wide_sums = cuda.shared.array(NORM_WIDTH, dtype=np.float64)
+        tops = cuda.shared.array(1, dtype=np.uint32)
+        for b in range(cuda.blockIdx.x, scales.size, cuda.gridDim.x):
+            start = b * block_size
+            end = min(start + block_size, x.size)
+            if max_norm:
+                if cuda.threadIdx.x == 0:
+                    tops[0] = u32(0)
+                cuda.syncthreads()
+                top = u32(0)
+                for i in range(start + cuda.threadIdx.x, end, cuda.blockDim.x):
+                    top = max(top, u32(bits_of(value(i)) & ABS))
+                cuda.atomic.max(tops, 0, top)
+                cuda.syncthreads()
+                scale = float_of(tops[0])
+            else:
+                square_sums(start, end, sums, f32)
+                scale = sqrt(sums[0])
+                if not (sums[0] >= f32(SUM_MIN) and sums[0] <= f32(SUM_MAX)):
+                    square_sums(start, end, wide_sums, f64)
+                    scale = f32(math.sqrt(wide_sums[0]))
+            if cuda.threadIdx.x == 0:
+                if scale < f32(SCALE_MIN):
+                    scale = f32(0)
+                if not scale < f32(SCALE_LIMIT):
+                    scale = f32(np.nan)
+                    cuda.atomic.min(first_bad, 0, b)
+                scales[b] = scale
+            cuda.syncthreads()
+
+    return kernel
