@@ -19,7 +19,7 @@ from numba import cuda
 from .cuda_decode import decode_kernel
 from .cuda_encode import encode_kernel, is_fused, tile_size
 from .cuda_norms import norm_kernel
-from .cuda_parts import SIMULATED, SOURCES, f32, u32
+from .cuda_parts import SIMULATED, f32, u32
 from .layout import UNIT, Quantizer, norm_width
 
 _THREADS = 32 if SIMULATED else 256
@@ -90,7 +90,7 @@ def start_encode(
     if source == "bfloat16":
         x = x.view(codes.dtype)  # bytes, since the array interface has no bfloat16
     x, scales, codes = map(_device_array, (x, scales, codes))
-    x, first_bad = x.view(SOURCES[source]), _first_bad()
+    x, first_bad = x.view(np.uint32 if source == "float32" else np.uint16), _first_bad()
     if not is_fused(q.block_size):
         norms, width = _compiled(norm_kernel, q.norm == "max", source), norm_width(q.block_size)
         norms[_grid(scales.size), _THREADS, on](x, q.block_size, width, scales, first_bad)

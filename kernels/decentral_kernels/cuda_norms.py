@@ -11,6 +11,7 @@ from numba import cuda
 from .cuda_parts import (
     ABS,
     CUDA_STAMP,
+    SOURCES,
     add,
     bits_of,
     f32,
@@ -19,7 +20,7 @@ from .cuda_parts import (
     mul,
     sqrt,
     u32,
-    widened_half,
+    widened,
 )
 from .layout import NORM_WIDTH, SCALE_LIMIT, SCALE_MIN, SUM_MAX, SUM_MIN
 
@@ -27,17 +28,14 @@ from .layout import NORM_WIDTH, SCALE_LIMIT, SCALE_MIN, SUM_MAX, SUM_MIN
 def norm_kernel(max_norm: bool, source: str = "float32") -> Callable[..., None]:
     """Return the kernel body that writes the scale of every block, one thread block each."""
     stamp = CUDA_STAMP
-    brain, half_precision = source == "bfloat16", source == "float16"
+    kind_of_x = SOURCES.index(source)
 
     def kernel(x, block_size, width, scales, first_bad):
         if stamp < 0:  # never; see layout.STAMP
             return
 
         def value(i):
-            bits = u32(x[i])
-            if brain:
-                return float_of(u32(bits << u32(16)))
-            return float_of(widened_half(bits) if half_precision else bits)
+            return float_of(widened(u32(x[i]), kind_of_x))
 
         def square_sums(start, end, sums, kind):
             for j in range(cuda.threadIdx.x, width, cuda.blockDim.x):

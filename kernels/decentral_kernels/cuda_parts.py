@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config
+from numba import config, cuda
 
 from .layout import STAMP
 
@@ -23,7 +23,7 @@ ABS = u32(0x7FFFFFFF)
 CUDA_STAMP = zlib.crc32(Path(__file__).read_bytes(), STAMP)
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-SOURCES = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
+SOURCES = ("float32", "bfloat16", "float16")
 ALIGNMENT = None if SIMULATED else 16  # of shared memory that four values are read from at once
 
 if SIMULATED:
@@ -39,7 +39,7 @@ if SIMULATED:
 
     def widened_half(i: Any) -> Any:
         """The uint16 of a float16 -> the uint32 of the same value as float32."""
-        return f32(i.view(np.float16)).view(np.uint32)
+        return f32(u16(i).view(np.float16)).view(np.uint32)
 
     def load4(array: Any, i: Any) -> Any:
         """array[i : i + 4], uint16 or uint32, as four uint32."""
@@ -139,3 +139,16 @@ else:
             return context.get_dummy_value()
 
         return types.void(array, types.int64, types.uint32), generate
+
+
+def device(function: Any) -> Any:
+    """Return a function that kernels, and each other, may call, and that is inlined there."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+@device
+def widened(v, source):
+    """The bits of a value of SOURCES[source] -> the uint32 of the same value as float32."""
+    if source == 0:
+        return v
+    return u32(v << u32(16)) if source == 1 else widened_half(v)

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from kernel_cases import BITS, LEVELS
@@ -55,7 +57,10 @@ def compiles(test):
 def ptx_of(body, signature, capability):
     from numba import cuda
 
-    ptx, _ = cuda.compile_ptx(body, signature, cc=capability)
+    # Device functions ask for the GPU that they are compiled for.
+    gpu = SimpleNamespace(compute_capability=capability)
+    with mock.patch("numba.cuda.dispatcher.get_current_device", lambda: gpu):
+        ptx, _ = cuda.compile_ptx(body, signature, cc=capability)
     assert f".target sm_{capability[0]}{capability[1]}" in ptx
     return ptx
 
