@@ -66,7 +66,7 @@ else:
     # A product that a sum follows must be rounded on its own, and so must quotients and roots.
     mul, add = libdevice.fmul_rn, libdevice.fadd_rn
     div, sqrt = libdevice.fdiv_rn, libdevice.fsqrt_rn
-    _I16, _I32, _LANES = ir.IntType(16), ir.IntType(32), 4
+    _I16, _I32, _I64, _LANES = ir.IntType(16), ir.IntType(32), ir.IntType(64), 4
 
     def _at(context: Any, b: Any, sig: Any, args: Any, into: Any) -> Any:
         """Return a pointer to args[0][args[1]], of another type."""
@@ -101,11 +101,12 @@ else:
         four = types.UniTuple(types.uint32, _LANES)
 
         def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
-            pointer = _at(context, b, sig, args, ir.VectorType(ir.IntType(8 * nbytes), _LANES))
-            vector = b.load(pointer, align=_LANES * nbytes)
+            if nbytes == 2:  # as a vector, half-precision numbers would come in two loads
+                word = b.load(_at(context, b, sig, args, _I64), align=8)
+                parts = [b.trunc(b.lshr(word, _I64(16 * k)), _I16) for k in range(_LANES)]
+                return context.make_tuple(b, four, [b.zext(v, _I32) for v in parts])
+            vector = b.load(_at(context, b, sig, args, ir.VectorType(_I32, _LANES)), align=16)
             values = [b.extract_element(vector, _I32(k)) for k in range(_LANES)]
-            if nbytes == 2:
-                values = [b.zext(v, _I32) for v in values]
             return context.make_tuple(b, four, values)
 
         return four(array, types.int64), generate
@@ -143,7 +144,9 @@ else:
 
 def device(function: Any) -> Any:
     """Return a function that kernels, and each other, may call, and that is inlined there."""
-    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+    if SIMULATED:
+        return function
+    return cuda.jit(device=True, forceinline=True)(function)  # type: ignore[call-arg]
 
 
 @device

@@ -15,13 +15,16 @@ class Report(NamedTuple):
     spilled: int
 
 
-def assemble(ptx, capability):
-    """Return the Report of the one kernel in some PTX; needs the wheel nvidia-cuda-nvcc."""
+def assemble(ptx, capability, registers=255):
+    """Return the Report of the one kernel in some PTX, which gets at most so many registers.
+
+    Needs the wheel nvidia-cuda-nvcc.
+    """
     files = importlib.metadata.files("nvidia-cuda-nvcc") or ()
     ptxas = next(f for f in files if f.name == "ptxas").locate()
     arch = f"-arch=sm_{capability[0]}{capability[1]}"
     done = subprocess.run(
-        [ptxas, "-v", arch, "-o", "/dev/null", "/dev/stdin"],
+        [ptxas, "-v", arch, f"-maxrregcount={registers}", "-o", "/dev/null", "/dev/stdin"],
         input=ptx,
         capture_output=True,
         text=True,
@@ -35,10 +38,10 @@ def assemble(ptx, capability):
         assert len(found) <= 1, said
         return int(found[0]) if found else 0
 
-    registers = number(r"Used (\d+) registers")
-    assert registers, said
+    used = number(r"Used (\d+) registers")
+    assert used, said
     return Report(
-        registers,
+        used,
         number(r"(\d+) bytes smem"),
         number(r"(\d+) bytes stack frame"),
         number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
