@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 
 import pytest
@@ -105,4 +106,11 @@ def test_the_child_is_no_rank_of_the_job(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_real_child_says_no():
+    done = subprocess.run(
+        [sys.executable, "-m", "decentral.device_probe", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "no GPU" in done.stderr
     assert not device_probe.arrives(DEVICE)

@@ -7,64 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from numba import cuda
 
-from .cuda_parts import (
-    CUDA_STAMP,
-    add,
-    bits_of,
-    device,
-    div,
-    f32,
-    float_of,
-    load4,
-    load_word,
-    mul,
-    store4,
-    u32,
-    u64,
-)
+from .cuda_codes import field, put, step_of
+from .cuda_parts import CUDA_STAMP, f32, load4, load_word, store4, u32, u64
 from .layout import UNIT, Quantizer, lanes_and_planes
-from .rng import DRAW_BITS
 
 _FOUR = 4  # coordinates that a thread writes at once
-
-
-@device
-def value_of(code, step, how):
-    """Return step * (what a code stands for)."""
-    exponential, zero_level, bits, bias, level_mask = how
-    level = u32(code & level_mask)
-    if exponential:
-        h = u32(u32(level + bias) << u32(DRAW_BITS))
-        if zero_level:
-            h = h if level > u32(0) else u32(0)
-    elif zero_level:
-        h = bits_of(f32(np.int32(level)))
-    else:
-        h = bits_of(f32(np.int32(u32(u32(level + level) + u32(1)))))
-    return mul(step, float_of(u32(h | u32(u32(code >> u32(bits - 1)) << u32(31)))))
-
-
-@device
-def put(before, code, step, is_sum, how):
-    """Return the bits of what a coordinate becomes, whose bits are `before`."""
-    v = value_of(code, step, how)
-    return bits_of(add(float_of(before), v) if is_sum else v)
-
-
-@device
-def field(w, v, at, shift):
-    """Return the code, and what is above it, in one column's two bytes, of two planes."""
-    low, high = u32(u32(w >> at) & u32(255)), u32(u32(v >> at) & u32(255))
-    return u32(u32(low | u32(high << u32(8))) >> shift)
-
-
-@device
-def step_of(scales, weight, block, s, exponential):
-    """Return what a block's least step is worth."""
-    return mul(scales[block] if exponential else div(scales[block], s), weight)
 
 
 def decode_kernel(q: Quantizer, is_sum: bool, messages: int = 1) -> Callable[..., None]:

@@ -18,20 +18,17 @@ from collections.abc import Callable
 import numpy as np
 from numba import cuda
 
+from .cuda_codes import code, column_bytes
+from .cuda_norms import is_safe, reciprocal, squares, top, wide_squares
 from .cuda_parts import (
-    ABS,
     ALIGNMENT,
     CUDA_STAMP,
     SOURCES,
     add,
-    bits_of,
     device,
-    div,
     f32,
-    f64,
     float_of,
     load4,
-    mul,
     sqrt,
     store4,
     store_word,
@@ -40,20 +37,11 @@ from .cuda_parts import (
     u64,
     widened,
 )
-from .layout import (
-    SCALE_LIMIT,
-    SCALE_MIN,
-    SUM_MAX,
-    SUM_MIN,
-    UNIT,
-    Quantizer,
-    lanes_and_planes,
-)
-from .rng import DRAW_BITS, GOLDEN, ROUND_1, ROUND_2
+from .layout import SCALE_LIMIT, SCALE_MIN, UNIT, Quantizer, lanes_and_planes
+from .rng import DRAW_BITS
 
 MAX_FUSED = 8192  # coordinates; 32 KiB of shared memory, so that a multiprocessor has several tiles
 _SMALL_TILE = 2 * UNIT
-_HALF, _ONE_BITS = u32(1 << (DRAW_BITS - 1)), u32(127 << DRAW_BITS)
 _FOUR = 4  # coordinates that a thread reads, or whose codes it writes, at once
 
 
@@ -104,35 +92,6 @@ def keep4(values, i, four, source):
 
 
 @device
-def squares(values, at, rows):
-    """Add the squares of a column of the block's rows."""
-    total = f32(0)
-    for row in range(rows):
-        v = float_of(values[u32(at + u32(row * UNIT))])
-        total = add(total, mul(v, v))
-    return total
-
-
-@device
-def wide_squares(values, at, rows):
-    """Do the same in float64."""
-    total = f64(0)
-    for row in range(rows):
-        v = f64(float_of(values[u32(at + u32(row * UNIT))]))
-        total = total + v * v
-    return total
-
-
-@device
-def top(values, at, rows):
-    """Return the largest bits of a column's values, less their signs."""
-    largest = u32(0)
-    for row in range(rows):
-        largest = max(largest, u32(values[u32(at + u32(row * UNIT))] & ABS))
-    return largest
-
-
-@device
 def halve(values, sums, size, segment, rows, kind):
     """Let the first of each segment of sums be its sum (kind 0, 1 in float64) or maximum (2)."""
     me, threads = u32(cuda.threadIdx.x), u32(cuda.blockDim.x)
@@ -166,18 +125,6 @@ def halve(values, sums, size, segment, rows, kind):
 
 
 @device
-def is_safe(total):
-    """Return whether a float32 sum of squares lost nothing that counts."""
-    return total >= f32(SUM_MIN) and total <= f32(SUM_MAX)
-
-
-@device
-def reciprocal(scale):
-    """Return what values are multiplied with."""
-    return div(f32(1), scale) if scale > f32(0) else f32(0)
-
-
-@device
 def written(scale, block, scales, first_bad):
     """Write a block's scale and return its reciprocal."""
     if scale < f32(SCALE_MIN):
@@ -187,44 +134,6 @@ def written(scale, block, scales, first_bad):
         cuda.atomic.min(first_bad, 0, np.int32(block))
     scales[block] = scale
     return reciprocal(scale)
-
-
-@device
-def code(i, v, inverse, k0, k1, q):
-    """Return the code of coordinate i, whose bits are v; layout.py has the packing."""
-    exponential, zero_level, bits, factor, least, below = q
-    h = u32(u32(i * u32(GOLDEN)) ^ k0)
-    h = u32(u32(u32(h ^ u32(h >> u32(16))) * u32(ROUND_1)) + k1)
-    h = u32(u32(h ^ u32(h >> u32(15))) * u32(ROUND_2))
-    random_bits = u32(h >> u32(32 - DRAW_BITS))
-    r = mul(float_of(u32(v & ABS)), inverse)  # not above 1: see cpu.py
-    flip = u32(0)
-    if exponential and zero_level:
-        w = u32(bits_of(add(r, max(r, least))) + random_bits)
-        level = u32(u32(w >> u32(DRAW_BITS)) - below)
-    elif exponential:
-        t = mul(r, factor)
-        keep = mul(add(min(t, f32(1)), f32(1)), f32(_HALF))
-        flip = u32(random_bits >= u32(np.int32(keep)))
-        w = u32(bits_of(max(t, f32(1))) + random_bits)
-        level = u32(u32(w - _ONE_BITS) >> u32(DRAW_BITS))
-    elif zero_level:
-        level = u32(u32(u32(np.int32(mul(r, factor))) + random_bits) >> u32(DRAW_BITS))
-    else:
-        steps = u32(u32(np.int32(mul(r, factor))) + _HALF)
-        n = u32(u32(steps + random_bits) >> u32(DRAW_BITS))
-        flip = u32(n == u32(0))
-        level = u32(u32(n + flip) - u32(1))
-    sign = u32(u32(v >> u32(31)) ^ flip)
-    return u32(level | u32(sign << u32(bits - 1)))
-
-
-@device
-def column_bytes(w0, w1, w2, w3, shift):
-    """Return the bytes at `shift` of four columns' words as one word."""
-    b0, b1 = u32(u32(w0 >> shift) & u32(255)), u32(u32(w1 >> shift) & u32(255))
-    b2, b3 = u32(u32(w2 >> shift) & u32(255)), u32(u32(w3 >> shift) & u32(255))
-    return u32(u32(b0 | u32(b1 << u32(8))) | u32(u32(b2 | u32(b3 << u32(8))) << u32(16)))
 
 
 def encode_kernel(q: Quantizer, source: str = "float32") -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The CUDA kernel for the norms of blocks that cuda_encode.py cannot take in one go."""
+"""The CUDA kernel for norms of blocks that cuda_encode.py cannot take in one go, and its parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .cuda_parts import (
     SOURCES,
     add,
     bits_of,
+    device,
+    div,
     f32,
     f64,
     float_of,
@@ -22,7 +24,48 @@ from .cuda_parts import (
     u32,
     widened,
 )
-from .layout import NORM_WIDTH, SCALE_LIMIT, SCALE_MIN, SUM_MAX, SUM_MIN
+from .layout import NORM_WIDTH, SCALE_LIMIT, SCALE_MIN, SUM_MAX, SUM_MIN, UNIT
+
+
+@device
+def squares(values, at, rows):
+    """Add the squares of a column of the block's rows."""
+    total = f32(0)
+    for row in range(rows):
+        v = float_of(values[u32(at + u32(row * UNIT))])
+        total = add(total, mul(v, v))
+    return total
+
+
+@device
+def wide_squares(values, at, rows):
+    """Do the same in float64."""
+    total = f64(0)
+    for row in range(rows):
+        v = f64(float_of(values[u32(at + u32(row * UNIT))]))
+        total = total + v * v
+    return total
+
+
+@device
+def top(values, at, rows):
+    """Return the largest bits of a column's values, less their signs."""
+    largest = u32(0)
+    for row in range(rows):
+        largest = max(largest, u32(values[u32(at + u32(row * UNIT))] & ABS))
+    return largest
+
+
+@device
+def is_safe(total):
+    """Return whether a float32 sum of squares lost nothing that counts."""
+    return total >= f32(SUM_MIN) and total <= f32(SUM_MAX)
+
+
+@device
+def reciprocal(scale):
+    """Return what values are multiplied with."""
+    return div(f32(1), scale) if scale > f32(0) else f32(0)
 
 
 def norm_kernel(max_norm: bool, source: str = "float32") -> Callable[..., None]:
@@ -71,7 +114,7 @@ def norm_kernel(max_norm: bool, source: str = "float32") -> Callable[..., None]:
             else:
                 square_sums(start, end, sums, f32)
                 scale = sqrt(sums[0])
-                if not (sums[0] >= f32(SUM_MIN) and sums[0] <= f32(SUM_MAX)):
+                if not is_safe(sums[0]):
                     square_sums(start, end, wide_sums, f64)
                     scale = f32(math.sqrt(wide_sums[0]))
             if cuda.threadIdx.x == 0:

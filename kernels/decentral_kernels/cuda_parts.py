@@ -20,7 +20,8 @@ from .layout import STAMP
 u8, u16, u32, u64, f32, f64 = np.uint8, np.uint16, np.uint32, np.uint64, np.float32, np.float64
 ABS = u32(0x7FFFFFFF)
 # Of what the CUDA kernels are made, beside layout.STAMP, which says more.
-CUDA_STAMP = zlib.crc32(Path(__file__).read_bytes(), STAMP)
+_SOURCES = ("cuda_parts.py", "cuda_codes.py", "cuda_norms.py")
+CUDA_STAMP = zlib.crc32(b"".join(Path(__file__).with_name(f).read_bytes() for f in _SOURCES), STAMP)
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 SOURCES = ("float32", "bfloat16", "float16")
