@@ -20,7 +20,7 @@ from kernels import torch_levels
 
 KEY, WEIGHT = fold_key(1), 1e-3
 _CALLS, _ROUNDS = 10, 7
-_VECTORS = 10  # of float32 that are alive at once, most of them torch's
+_VECTORS = 24  # of float32 that fit into what is alive at once, much of it torch's
 FAMILIES = {
     "NUQSGD": ("l2", "exponential"),
     "QSGD": ("l2", "uniform"),

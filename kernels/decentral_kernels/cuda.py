@@ -27,6 +27,8 @@ _MAX_GRID = 1 << 16
 _NONE_BAD = 2**31 - 1
 _AT_ONCE = 4  # messages that are added in one pass; a kernel is compiled for each number
 _found = threading.local()
+# Of a bucket that is small enough, any grid is too small for numba, which would warn each time.
+cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 
 @lru_cache(maxsize=None)

@@ -47,7 +47,7 @@ def test_flags_that_make_no_sense(parse, flags, capsys):
 
 def test_vectors_fit_into_the_memory_that_is_free():
     assert gpu.fitting(1 << 28, 80 << 30) == 1 << 28
-    assert gpu.fitting(1 << 28, 8 << 30) == 1 << 27
+    assert gpu.fitting(1 << 28, 8 << 30) == 1 << 26
     assert gpu.fitting((1 << 20) + 5, 8 << 30) == 1 << 20
 
 
