@@ -3,12 +3,16 @@
 Streams and events are fakes here, which write down what they are asked for.
 """
 
+import threading
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 from engine_cases import arrived, make
 
+import decentral
+from decentral.communicators import run_local
 from decentral.payload import Wire
 from decentral.streams import Side
 
@@ -50,7 +54,7 @@ class FakeCuda:
     """What torch.cuda is asked for; `events` are in the order in which they were made."""
 
     def __init__(self, monkeypatch):
-        self.log, self.events, self.made = [], [], 0
+        self.log, self.events, self.switched, self.made = [], [], [], 0
         self.current = Stream("training", self.log)
         monkeypatch.setattr(torch.cuda, "Stream", self._stream)
         monkeypatch.setattr(torch.cuda, "Event", self._event)
@@ -71,6 +75,7 @@ class FakeCuda:
         class Switched:
             def __enter__(self):
                 self.before, fake.current = fake.current, stream
+                fake.switched.append(stream.name)
 
             def __exit__(self, *_):
                 fake.current = self.before
@@ -182,7 +187,44 @@ def test_what_landed_is_brought_over_on_the_stream_that_posted_it(cuda, wire):
     buffer[:] = 7
     cuda.current = Stream("polling", cuda.log)
     wire.landed(False, nbytes=2)
+    assert cuda.switched == ["side"]
     assert wire.array.tolist() == [7, 7, 2, 3, 4]
     assert cuda.log == ["side records event 0"]
     wire.incoming(False)
     assert not wire.ready  # MPI must not write before what landed has left
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("allreduce", {}), ("allreduce", {"local_steps": 2}), ("choco-sgd", {}), ("ecd-psgd", {})],
+)
+def test_training_goes_on_after_its_tasks(monkeypatch, name, options):
+    logs = defaultdict(list)  # by training thread
+
+    def task(self, steps, vector, turns=False):
+        logs[threading.get_ident()].append("task")
+        return steps
+
+    monkeypatch.setattr(Side, "task", task)
+    monkeypatch.setattr(Side, "join", lambda self: logs[threading.get_ident()].append("join"))
+
+    def rank(comm):
+        model = torch.nn.Linear(50, 50)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        how = decentral.algorithms.from_name(name)
+        opt = decentral.DistributedOptimizer(sgd, model, how, comm, bucket_cap_mb=0.005, **options)
+        for _ in range(2):
+            model(torch.ones(1, 50)).sum().backward()
+            opt.step()
+        log = list(logs[threading.get_ident()])
+        opt.state_dict()
+        return len(opt._buckets), log, logs[threading.get_ident()][-1]
+
+    steps = 2 // options.get("local_steps", 1)
+    for buckets, log, last in run_local(2, rank):
+        assert buckets > 1 and log.count("task") == steps * buckets
+        assert last == "join"  # before state is read
+        if name != "ecd-psgd":  # whose messages travel during the next step
+            assert log[-1] == "join"
+        else:
+            assert log[-2:] == ["join", "task"]
