@@ -57,9 +57,20 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# On a machine with an NVIDIA GPU: the kernels against the oracle, on the device.
-gpu-check: $(VENV)/ready
-	$(BIN)/python -m pytest tests/gpu -v
+# On a machine with an NVIDIA GPU: what is there, every kernel and every path against the oracle and
+# the CPU, then figures. Without one it ends with one message.
+GPU_ENV := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+gpu-check: $(VENV)/gpu-ready
+	set -e; export PATH="$(BIN):$$PATH" $(GPU_ENV); \
+	python benchmarks/gpu_found.py; \
+	python -m pytest tests/gpu -v; \
+	python benchmarks/gpu.py; \
+	for n in 2 4; do mpirun -n $$n python benchmarks/gpu_step.py; done
+
+$(VENV)/gpu-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,dev,cuda]'
+	touch $@
 
 # Every part leaves a JSON file; one that fails does not keep the others from running.
 BENCH := runs/bench

@@ -82,7 +82,7 @@ def torch_int8(x, out):
 
 def torch_levels(x, out, block_size, exponential, bits=4):
     """(NU)QSGD as GRACE writes compressors: operations on whole tensors, a byte per code."""
-    rows, sums = (torch.from_numpy(v).view(-1, block_size) for v in (x, out))
+    rows, sums = (torch.as_tensor(v).view(-1, block_size) for v in (x, out))
     s, kept = 2 ** (bits - 1) - (2 if exponential else 1), []
 
     def compress():

@@ -18,6 +18,7 @@ from .compressors.base import is_whole
 from .engine import Engine, Task
 from .gradients import hold
 from .reducer import complaint, located
+from .streams import Side
 
 LocalStep = Callable[[], Any]
 
@@ -71,7 +72,7 @@ class Rounds(ABC):
         self, buckets: Buckets, flat: Flat, comm: Communicator, engine: Engine, local_steps: int
     ) -> None:
         self._buckets, self._comm, self._engine = buckets, comm, engine
-        self._local_steps = local_steps
+        self._local_steps, self._side = local_steps, Side()
         self._new, self._old = buckets.empty(), flat
         buckets.adopt(self._new)
         hold(buckets.parameters)
@@ -109,6 +110,7 @@ class Rounds(ABC):
     def settle(self) -> None:
         """Return when all messages under way have arrived."""
         self._engine.drain()
+        self._side.join()
 
     def state_dict(self, number: int) -> dict[str, Any]:
         """Return what is to be kept after so many steps: a round may have begun."""
@@ -139,15 +141,18 @@ class Mixer(Rounds):
         before, self._tasks = self._tasks, []
         for b, bucket in enumerate(self._buckets):
             self._engine.wait(*before[b : b + 1])  # none in the first step
+            self._side.join()
             try:
                 algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
             except NotFiniteError as error:
                 raise located(error, self._comm.rank, t, b, self._buckets) from error
             what = f"step {t}, {bucket}"
-            self._tasks.append(self._engine.submit(algorithm.publish(b, t), what))
+            steps = self._side.task(algorithm.publish(b, t), bucket.of(self._new))
+            self._tasks.append(self._engine.submit(steps, what))
         if algorithm.synchronous:
             for b, bucket in enumerate(self._buckets):
                 self._engine.wait(self._tasks[b])
+                self._side.join()
                 algorithm.finish(b, bucket.of(self._new), t)
 
     def parameters(self) -> Flat:
@@ -184,7 +189,8 @@ class PeriodicMean(Rounds):
         self._algorithm.begin_step(t, [[1.0] * len(b.indices) for b in self._buckets])
         tasks = []
         for b, bucket in enumerate(self._buckets):
-            steps = self._algorithm.average(b, bucket.of(self._new), t)
+            g = bucket.of(self._new)
+            steps = self._side.task(self._algorithm.average(b, g, t), g)
             tasks.append(self._engine.submit(steps, f"step {t}, {bucket}"))
         try:
             self._engine.wait(*tasks)
@@ -192,6 +198,7 @@ class PeriodicMean(Rounds):
             for old, new in zip(self._old, self._new, strict=True):
                 new.copy_(old)
             raise
+        self._side.join()
         error = complaint([task.result for task in tasks], self._comm, t, self._buckets)
         if error is not None:
             raise error

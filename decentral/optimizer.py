@@ -24,12 +24,12 @@ from .recovery import Recovering, Survivors
 from .reducer import Reducer
 from .skipping import Skips, check_choice
 from .startup import (
+    agree_how_device_buffers_travel,
     broadcast_tensors,
     check_agreement,
     check_state,
     fingerprint,
     hyperparameters,
-    say_how_device_buffers_travel,
     trained_parameters,
 )
 from .upkeep import Upkeep, upkeep_of_gossip
@@ -116,7 +116,7 @@ class DistributedOptimizer(Recovering):
         check_agreement(comm, fingerprint(options, model, trained))
         self._buckets = Buckets(trained, bucket_cap_mb)
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
-        say_how_device_buffers_travel(comm, model.parameters())
+        agree_how_device_buffers_travel(comm, model.parameters())
         self._begin()
 
     def _begin(self) -> None:

@@ -12,6 +12,7 @@ the coordinates live on a GPU; all that knows about device memory stands in this
 from __future__ import annotations
 
 import struct
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,46 +56,80 @@ def stream_of(array: Any) -> int:
     return 0
 
 
-class Wire:
-    """A contiguous array as MPI may touch it.
+def on_device_of(array: Any) -> AbstractContextManager[Any]:
+    """Return a context in which the GPU where `array` lives is the current one, if there is any."""
+    return torch.cuda.device_of(array) if isinstance(array, torch.Tensor) else nullcontext()
 
-    Host memory goes as it is. Device memory goes as it is to a CUDA-aware MPI (`device_direct`),
-    after the stream has drained; to any other MPI goes a pinned copy.
+
+class Wire:
+    """A contiguous array as MPI may touch it, once it is `ready`.
+
+    Host memory goes as it is, and is always ready. Device memory goes as it is to a CUDA-aware MPI
+    (`device_direct`), to any other a pinned copy; it is ready when the stream that was current in
+    outgoing() or incoming() has come that far, for which nobody has to wait.
     """
 
     def __init__(self, array: Any) -> None:
         self.array = as_array(array)
         self._pinned: torch.Tensor | None = None
+        self._stream: Any = None  # which works on the array
+        self._event: Any = None  # what it has done by the time that MPI may begin
 
     def _mirror(self) -> torch.Tensor:
         if self._pinned is None:
             self._pinned = torch.empty_like(self.array, device="cpu", pin_memory=True)
         return self._pinned
 
+    def _mark(self) -> None:
+        if self._event is None:
+            self._event = torch.cuda.Event()
+        self._event.record(self._stream)
+
+    @property
+    def ready(self) -> bool:
+        """Whether MPI may touch what outgoing() or incoming() returned."""
+        return self._event is None or bool(self._event.query())
+
+    def wait(self) -> None:
+        """Return when it is ready."""
+        if self._event is not None:
+            self._event.synchronize()
+
     def outgoing(self, device_direct: bool, nbytes: int | None = None) -> Any:
         """Return the buffer to send, or its first `nbytes` bytes if it is one of bytes.
 
-        Its contents are complete and stay valid while it is held.
+        Its contents are complete when it is `ready`, and stay valid while it is held.
         """
         part = self.array[:nbytes]
         if isinstance(part, np.ndarray):
             return part
+        self._stream = torch.cuda.current_stream(part.device)
         mirror = None if device_direct else self._mirror()[:nbytes]
         if mirror is not None:
             mirror.copy_(part, non_blocking=True)
-        torch.cuda.current_stream(part.device).synchronize()
+        self._mark()
         return part if mirror is None else mirror.numpy()
 
     def incoming(self, device_direct: bool) -> Any:
-        """Return the buffer to receive into; `landed` must follow."""
-        if isinstance(self.array, np.ndarray) or device_direct:
+        """Return the buffer to receive into when it is `ready`; `landed` must follow."""
+        if isinstance(self.array, np.ndarray):
             return self.array
-        return self._mirror().numpy()
+        self._stream = torch.cuda.current_stream(self.array.device)
+        if not device_direct:
+            return self._mirror().numpy()  # ready when what landed before has left it
+        self._mark()  # what is still to be read from the array has been
+        return self.array
 
-    def landed(self, device_direct: bool) -> None:
-        """Bring what was received to where the array lives."""
+    def landed(self, device_direct: bool, nbytes: int | None = None) -> None:
+        """Bring what was received to where the array lives, before what its stream does next."""
         if not isinstance(self.array, np.ndarray) and not device_direct:
-            self.array.copy_(self._mirror())  # blocking: MPI may write to the mirror again soon
+            with torch.cuda.stream(self._stream):
+                self.array[:nbytes].copy_(self._mirror()[:nbytes], non_blocking=True)
+            self._mark()
+
+    def received(self, nbytes: int) -> Any:
+        """Return the first bytes of what has landed in pinned memory, uint8[nbytes], or None."""
+        return None if self._pinned is None else self._pinned[:nbytes].numpy().copy()
 
 
 class Payload:
@@ -106,6 +141,7 @@ class Payload:
     def __init__(self, buffer: Any) -> None:
         self._memory = buffer
         self._views: dict[Any, Any] = {}
+        self._head: Any = None  # the header of device memory, where the host knows it
         self.wire = Wire(buffer)
         self.capacity = self.nbytes = int(buffer.nbytes)
 
@@ -144,8 +180,15 @@ class Payload:
 
     def landed(self, device_direct: bool, nbytes: int) -> None:
         """Take over a message of so many bytes that was received into `wire`."""
-        self.wire.landed(device_direct)
+        self.wire.landed(device_direct, nbytes)
+        self._head = None if device_direct else self.wire.received(HEADER_NBYTES)
         self.resize(nbytes)
+
+    def copy_from(self, host: Payload) -> None:
+        """Take over a message that was made in host memory."""
+        self.resize(host.nbytes)
+        self._head = host.buffer[:HEADER_NBYTES]
+        self.buffer.copy_(torch.from_numpy(host.buffer))
 
     def section(self, start: int, nbytes: int, dtype: Any) -> Any:
         """Return bytes start..start+nbytes of the body as a view of a NumPy dtype."""
@@ -167,6 +210,7 @@ class Payload:
         fields = (bucket, configuration, step & 0xFFFFFFFF, numel, self.nbytes)
         _HEADER.pack_into(head, 0, _MAGIC, FORMAT_VERSION, *fields)
         if not on_host:
+            self._head = head
             array[:HEADER_NBYTES].copy_(torch.from_numpy(head))
 
     def header(self) -> Header:
@@ -179,7 +223,7 @@ class Payload:
             raise ValueError(f"payload: expected at least {HEADER_NBYTES} bytes, got {self.nbytes}")
         raw: Any = self.wire.array
         if isinstance(raw, torch.Tensor):
-            raw = raw[:HEADER_NBYTES].cpu().numpy()
+            raw = self._head if self._head is not None else raw[:HEADER_NBYTES].cpu().numpy()
         magic, version, *rest = _HEADER.unpack_from(raw)
         if magic != _MAGIC or version != FORMAT_VERSION:
             raise ValueError(

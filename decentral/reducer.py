@@ -20,6 +20,7 @@ from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task, run_now
 from .gradients import Gradients, hook
+from .streams import Side
 
 
 class Reducer:
@@ -37,7 +38,7 @@ class Reducer:
         begin: Callable[[], int],
     ) -> None:
         self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
-        self._engine, self._begin = engine, begin
+        self._engine, self._begin, self._side = engine, begin, Side()
         self._gradients = Gradients(buckets)
         self.sync, self.averaged = True, False
         self.not_finite: NotFiniteError | None = None
@@ -63,6 +64,7 @@ class Reducer:
         """Forget what a backward() has begun that an exception ended; all ranks meet it alike."""
         if any(self._seen):
             self._engine.drain()
+            self._side.join()
             self._reset()
 
     # ---- during backward ----------------------------------------------------------------------
@@ -114,7 +116,8 @@ class Reducer:
             if not self._step:
                 self._step = self._begin()
             b = len(self._tasks)
-            steps = self._algorithm.average(b, self._gradients.vector(b), self._step)
+            g = self._gradients.vector(b)
+            steps = self._side.task(self._algorithm.average(b, g, self._step), g, turns=True)
             self._tasks.append(self._engine.submit(steps, f"step {self._step}, {self._buckets[b]}"))
 
     # ---- step() -------------------------------------------------------------------------------
@@ -164,6 +167,7 @@ class Reducer:
                 self._collect(i)
         self._launch()
         self._engine.wait(*self._tasks)
+        self._side.join()
         self._hand_out()
         results = [task.result for task in self._tasks]
         self.not_finite = complaint(results, self._comm, self._step, self._buckets)

@@ -75,6 +75,7 @@ def fingerprint(
         yield f"what the optimizer trains ({name!r})", name
     for name, p in trained:  # buckets hold them in the order of memory
         yield f"the memory layout of {name!r}", p.stride()
+        yield f"the kind of device of {name!r}", p.device.type
 
 
 def check_agreement(comm: Communicator, items: Iterable[tuple[str, Any]]) -> None:
@@ -134,12 +135,21 @@ def _say(message: str) -> None:
     logging.getLogger("decentral").warning(message)
 
 
-def say_how_device_buffers_travel(comm: Communicator, tensors: Iterable[Tensor]) -> None:
-    """Say once, on rank 0, whether MPI gets device memory as it is or a copy in pinned memory."""
-    if comm.rank != 0 or comm.size == 1 or not any(t.is_cuda for t in tensors):
+def agree_how_device_buffers_travel(comm: Communicator, tensors: Iterable[Tensor]) -> None:
+    """Find out whether MPI gets device memory as it is or a copy in pinned memory; rank 0 says it.
+
+    Only where there is device memory: on all ranks, or on none.
+    """
+    device = next((t.device for t in tensors if t.is_cuda), None)
+    if comm.size == 1 or device is None:
+        return
+    from .device_probe import arrives  # which is a script, too
+
+    comm.ask_for_device_direct(lambda: arrives(device))
+    if comm.rank != 0:
         return
     if comm.device_direct:
-        _say("decentral: hands device buffers to MPI, which says that it is CUDA-aware")
+        _say("decentral: hands device buffers to MPI, which is CUDA-aware")
     else:
         _say("decentral: stages device buffers through pinned memory; this MPI is not CUDA-aware")
 

@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from decentral import startup
 
-CUDA, CPU = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
+CUDA = SimpleNamespace(is_cuda=True, device="cuda:0")
+CPU = SimpleNamespace(is_cuda=False)
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +18,16 @@ def nothing_said_yet():
     startup._say.cache_clear()
 
 
-def comm(rank=0, size=2, device_direct=False):
-    return SimpleNamespace(rank=rank, size=size, device_direct=device_direct)
+class Comm:
+    """One of several ranks, whose MPI takes device memory if that is tried."""
+
+    def __init__(self, rank=0, size=2, direct=False):
+        self.rank, self.size, self.direct = rank, size, direct
+        self.device_direct, self.asked = False, 0
+
+    def ask_for_device_direct(self, arrives):
+        self.asked += 1
+        self.device_direct = self.direct
 
 
 @pytest.mark.parametrize(
@@ -25,13 +35,28 @@ def comm(rank=0, size=2, device_direct=False):
 )
 def test_said_once(caplog, direct, words):
     for _ in range(2):
-        startup.say_how_device_buffers_travel(comm(device_direct=direct), [CPU, CUDA])
+        startup.agree_how_device_buffers_travel(Comm(direct=direct), [CPU, CUDA])
     assert len(caplog.messages) == 1 and words in caplog.messages[0]
 
 
-@pytest.mark.parametrize(
-    ("where", "tensors"), [(comm(rank=1), [CUDA]), (comm(size=1), [CUDA]), (comm(), [CPU])]
-)
-def test_not_said(caplog, where, tensors):
-    startup.say_how_device_buffers_travel(where, tensors)
-    assert not caplog.messages
+def test_every_rank_asks_and_one_says_it(caplog):
+    comm = Comm(rank=1, direct=True)
+    startup.agree_how_device_buffers_travel(comm, [CPU, CUDA])
+    assert comm.asked == 1 and comm.device_direct and not caplog.messages
+
+
+@pytest.mark.parametrize(("size", "tensors"), [(1, [CUDA]), (2, [CPU])])
+def test_nothing_is_asked_where_nothing_travels_from_a_gpu(caplog, size, tensors):
+    comm = Comm(size=size)
+    startup.agree_how_device_buffers_travel(comm, tensors)
+    assert not comm.asked and not caplog.messages
+
+
+def test_ranks_on_other_kinds_of_devices_are_told_apart():
+    model = torch.nn.Linear(1, 1)
+    named = list(model.named_parameters())
+    here = dict(startup.fingerprint({}, model, named))
+    elsewhere = torch.nn.Linear(1, 1, device="meta")
+    there = dict(startup.fingerprint({}, elsewhere, list(elsewhere.named_parameters())))
+    different = {what for what in here if here[what] != there[what]}
+    assert different == {"the kind of device of 'weight'", "the kind of device of 'bias'"}

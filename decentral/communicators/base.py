@@ -99,8 +99,9 @@ class Communicator(ABC):
     `hosts[r]` numbers the host of rank r; `local_rank` and `local_size` count within this host;
     `cores_per_rank` is this rank's share of the host's usable cores, at least 1. `device_direct`
     says whether device memory is handed over as it is (CUDA-aware MPI) or staged through pinned
-    host memory. `threaded` says whether two threads may call at once: operations that were begun
-    may then be driven by one of them, whatever the other does. `watch` bounds its waits.
+    host memory, as it is before somebody has asked. `threaded` says whether two threads may call at
+    once: operations that were begun may then be driven by one of them, whatever the other does.
+    `watch` bounds its waits.
     """
 
     rank: int
@@ -122,6 +123,12 @@ class Communicator(ABC):
         A library's all-reduce counts as the bandwidth-optimal ring, 2 (n - 1) / n of the vector.
         """
         return self.traffic.nbytes
+
+    def ask_for_device_direct(self, arrives: Callable[[], bool]) -> None:  # noqa: B027
+        """Find out `device_direct`; for ranks with parameters on a GPU, all of which call it.
+
+        arrives() tries, at some cost, whether device memory that is sent arrives.
+        """
 
     @abstractmethod
     def split(self, color: int) -> Communicator:

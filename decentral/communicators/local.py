@@ -116,6 +116,7 @@ class _Receipt:
 
     def __init__(self, comm: LocalCommunicator, receive: Mapping[int, Payload], tag: int) -> None:
         self._comm, self._receive, self._tag = comm, dict(receive), tag
+        self._buffers = {source: p.wire.incoming(False) for source, p in receive.items()}
         self._begun = time.monotonic()
 
     @property
@@ -145,7 +146,8 @@ class _Receipt:
                 f"rank {self._comm.rank}: got {data.size} bytes from rank {source}, expected "
                 f"at most {payload.capacity}"
             )
-        payload.wire.incoming(False)[: data.size] = data
+        payload.wire.wait()
+        self._buffers[source][: data.size] = data
         payload.landed(False, data.size)
 
 
@@ -213,7 +215,9 @@ class LocalCommunicator(Communicator):
     ) -> _Receipt:
         """See Communicator.exchange."""
         for target, payload in for_each(send, receive).items():
-            data = np.array(payload.wire.outgoing(False, payload.nbytes))
+            buffer = payload.wire.outgoing(False, payload.nbytes)
+            payload.wire.wait()
+            data = np.array(buffer)
             self.traffic.add(data.nbytes)
             self._group.box(self.rank, target, tag).put(data)
         return _Receipt(self, receive, tag)
@@ -228,6 +232,7 @@ class LocalCommunicator(Communicator):
         """See Communicator.all_reduce; ranks are added in order, so the result is reproducible."""
         wire = Wire(vector)
         mine = wire.outgoing(False)
+        wire.wait()
         parts = self._all_gather(mine.copy())
         total = parts[0].copy()
         with np.errstate(over="ignore", invalid="ignore"):  # who asks looks at the sum

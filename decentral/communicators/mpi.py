@@ -9,7 +9,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
-from .requests import Landed, Operation, Requests
+from .requests import Deferred, Operation, Requests
 from .ring import TAGS, RingSum, num_segments
 from .ulfm import Guarded, leave, shrunk
 from .watch import MessageRoll, Watch
@@ -96,7 +96,6 @@ class MPICommunicator(Communicator):
         self._requests = Requests(self.watch, self._comm.translated)
         self._requests.whose = f"rank {self.rank}"
         self._place()
-        self.device_direct = cuda_aware()
         if self.size > 1:
             atexit.register(self._finish)
 
@@ -134,6 +133,7 @@ class MPICommunicator(Communicator):
         part = MPICommunicator.__new__(MPICommunicator)
         part.watch, part._family = self.watch, family
         part._begin(comm, traffic)
+        part.device_direct = self.device_direct
         return part
 
     def survivors(self) -> MPICommunicator:
@@ -152,6 +152,11 @@ class MPICommunicator(Communicator):
             atexit.register(leave)  # the new ones, which are registered later, end before that
             self.watch.roll = MessageRoll(Guarded(Guarded(living).Dup()), MPI.Status)
             return self._new(living, [], self.traffic)
+
+    def ask_for_device_direct(self, arrives: Callable[[], bool]) -> None:
+        """See Communicator.ask_for_device_direct; one rank of every host tries."""
+        mine = cuda_aware(arrives) if self.local_rank == 0 else True
+        self.device_direct = all(self.all_gather_object(mine))
 
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
@@ -186,41 +191,48 @@ class MPICommunicator(Communicator):
         direct = self.device_direct
         incoming = {source: p.wire.incoming(direct) for source, p in receive.items()}
         missing = set(receive)
-
-        def landed(source: int) -> Landed:
-            def land(status: Any) -> None:
-                missing.discard(source)
-                receive[source].landed(direct, status.Get_count())
-
-            return land
-
-        requests: list[tuple[Any, Landed | None]] = [
-            (self._comm.Irecv(buffer, source, tag), landed(source))
-            for source, buffer in incoming.items()
-        ]
         sent = for_each(send, receive)
         distinct = {id(p): p for p in sent.values()}
         outgoing = {k: p.wire.outgoing(direct, p.nbytes) for k, p in distinct.items()}
-        requests += [
-            (self._comm.Isend(self._count(outgoing[id(p)]), target, tag), None)
-            for target, p in sent.items()
-        ]
-        held = (sent, receive, incoming, outgoing)
-        return Operation(self._requests, requests, held, missing=missing)
 
-    def all_reduce(self, vector: Any, mean: bool = False) -> Operation | RingSum:
-        """See Communicator.all_reduce."""
+        def receiving(source: int, payload: Payload) -> Any:
+            make = functools.partial(self._comm.Irecv, incoming[source], source, tag)
+
+            def landed(status: Any) -> None:
+                missing.discard(source)
+                payload.landed(direct, status.Get_count())
+
+            return lambda: payload.wire.ready, make, landed
+
+        def sending(target: int, payload: Payload) -> Any:
+            buffer = self._count(outgoing[id(payload)])
+            make = functools.partial(self._comm.Isend, buffer, target, tag)
+            return lambda: payload.wire.ready, make, None
+
+        later = [receiving(*pair) for pair in receive.items()]
+        later += [sending(*pair) for pair in sent.items()]
+        held = (sent, receive, incoming, outgoing)
+        return Operation(self._requests, (), held, missing=missing, later=later)
+
+    def all_reduce(self, vector: Any, mean: bool = False) -> Operation | Deferred | RingSum:
+        """See Communicator.all_reduce.
+
+        Device memory is staged, whatever MPI can: none adds it up in a non-blocking operation.
+        """
         from mpi4py import MPI
 
         wire = Wire(vector)
-        buffer = wire.outgoing(self.device_direct)
+        buffer = wire.outgoing(False)
         self.traffic.add(all_reduce_nbytes(buffer.nbytes, self.size))
-        on_host = isinstance(buffer, np.ndarray)
-        landed = functools.partial(wire.landed, self.device_direct)
-        if on_host and buffer.nbytes >= _RING_FROM and self.size > 1:
+        landed = functools.partial(wire.landed, False)
+        if buffer.nbytes >= _RING_FROM and self.size > 1:
             tag = self._ring_tag
             self._ring_tag = (tag + num_segments(buffer.nbytes, self.size)) % TAGS
-            return RingSum(self._sums, buffer, self._requests, self._around, tag, mean, landed)
+            arguments = (self._sums, buffer, self._requests, self._around, tag, mean, landed)
+            if wire.ready:
+                return RingSum(*arguments)
+            return Deferred(self._requests, lambda: wire.ready, lambda: RingSum(*arguments))
+        wire.wait()  # ranks have to begin MPI's own in the same order
         parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
         requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
 

@@ -35,6 +35,7 @@ class Requests:
         self._requests: list[Any] = []
         self._landed: list[Landed] = []
         self._statuses: list[Any] = []  # mpi4py makes as many as it needs
+        self._waiting: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self.lock = threading.RLock()  # held while landed() runs, which may add
 
     def add(self, request: Any, landed: Landed) -> None:
@@ -45,8 +46,23 @@ class Requests:
             self._requests.append(request)
             self._landed.append(landed)
 
+    def when(self, ready: Callable[[], bool], begin: Callable[[], object]) -> None:
+        """Call begin(), which may add(), as soon as ready(): now, or in a poll()."""
+        with self.lock:
+            if ready():
+                begin()
+            else:
+                self._waiting.append((ready, begin))
+
+    def _begin(self) -> bool:
+        """Begin what may begin by now; return whether there was any."""
+        waiting, self._waiting = self._waiting, []
+        for ready, begin in waiting:
+            self.when(ready, begin)
+        return len(self._waiting) < len(waiting)
+
     def poll(self) -> bool:
-        """Make progress with all requests; return whether any is complete now."""
+        """Make progress with all requests; return whether any is complete, or begun, now."""
         with self.lock:
             try:
                 return self._poll()
@@ -56,9 +72,10 @@ class Requests:
                 raise translated from error
 
     def _poll(self) -> bool:
+        begun = bool(self._waiting) and self._begin()
         found = self._test() if self._requests else None
         if not found:
-            return False
+            return begun
         calls = [(self._landed[i], self._statuses[k]) for k, i in enumerate(found)]
         for i in sorted(found, reverse=True):
             del self._requests[i], self._landed[i]
@@ -118,11 +135,11 @@ class Requests:
     def abandon(self) -> None:
         """Test these requests no more; MPI may still know their buffers, which stay alive."""
         with self.lock:
-            self._abandoned = (self._requests, self._landed)
-            self._requests, self._landed = [], []
+            self._abandoned = (self._requests, self._landed, self._waiting)
+            self._requests, self._landed, self._waiting = [], [], []
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._requests) + len(self._waiting)
 
 
 class Operation:
@@ -134,6 +151,7 @@ class Operation:
         held: what has to stay alive, since MPI keeps no reference to what it sends.
         then: what is called last.
         missing: the ranks whose messages have not come, as far as it is known.
+        later: when a request may be made, what makes it, and what its completion leads to.
     """
 
     def __init__(
@@ -143,13 +161,19 @@ class Operation:
         held: Any,
         then: Callable[[], None] = lambda: None,
         missing: Collection[int] = (),
+        later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None]] = (),
     ) -> None:
         self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
         self.missing = missing
-        pairs = list(requests)
-        self._left = len(pairs)
+        pairs, triples = list(requests), list(later)
+        self._left = len(pairs) + len(triples)
         for request, landed in pairs:
             owner.add(request, functools.partial(self._one_less, landed))
+        for ready, make, landed in triples:
+            owner.when(ready, functools.partial(self._make, owner, make, landed))
+
+    def _make(self, owner: Requests, make: Callable[[], Any], landed: Landed | None) -> None:
+        owner.add(make(), functools.partial(self._one_less, landed))
 
     def _one_less(self, landed: Landed | None, status: Any) -> None:
         try:
@@ -168,3 +192,26 @@ class Operation:
     def wait(self) -> None:
         """See Pending."""
         self._wait_for(lambda: self.complete, lambda: messages_of(self.missing))
+
+
+class Deferred:
+    """An operation that begins when it may; see Pending."""
+
+    def __init__(
+        self, owner: Requests, ready: Callable[[], bool], begin: Callable[[], Any]
+    ) -> None:
+        self.poll, self._wait_for, self._begin = owner.poll, owner.wait_for, begin
+        self._operation: Any = None
+        owner.when(ready, self._start)
+
+    def _start(self) -> None:
+        self._operation = self._begin()
+
+    @property
+    def complete(self) -> bool:
+        """See Pending."""
+        return self._operation is not None and self._operation.complete
+
+    def wait(self) -> None:
+        """See Pending."""
+        self._wait_for(lambda: self.complete, lambda: messages_of(()))

@@ -201,9 +201,7 @@ class Compressor(ABC):
             )
         out.resize(out.capacity)
         if isinstance(array, torch.Tensor) and not self.device_kernels:
-            host = self.encode(array.cpu().numpy(), key)
-            out.resize(host.nbytes)
-            out.buffer.copy_(torch.from_numpy(host.buffer))
+            out.copy_from(self.encode(array.cpu().numpy(), key))
             return out
         length = self._encode(array, key, out)
         out.resize(out.capacity if length is None else HEADER_NBYTES + length)

@@ -27,6 +27,8 @@ from .base import Compressor, Key, check_block_size, not_finite
 class EFSignSGD(Compressor):
     """One sign per coordinate, two scales per block, and what they miss is added next time.
 
+    It has CPU kernels only: a vector of a GPU is copied to the host, where the residual stays.
+
     Args:
         block_size: coordinates that share the scales, at least 1.
 

@@ -12,7 +12,7 @@ from decentral_kernels.code_tables import SEGMENT
 from decentral_kernels.coding import Coder
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
 
-from ..payload import Payload, stream_of
+from ..payload import Payload, on_device_of, stream_of
 from .base import Compressor, Key, check_block_size, is_whole, not_finite
 
 CODINGS = ("fixed", "elias", "huffman")
@@ -28,8 +28,8 @@ class FixedLevelCompressor(Compressor):
         zero_level: whether 0 is a level. Without it all 2^bits codes are levels, as in the NUQSGD
             authors' simulator; it is here to reproduce their plots.
         coding: "fixed", or an entropy code, "elias" or "huffman", which makes messages shorter and
-            of varying length, and costs time on the CPU. A message that it would make longer goes
-            as fixed-length codes.
+            of varying length, and costs time on the CPU, where vectors of a GPU are encoded then,
+            too. A message that it would make longer goes as fixed-length codes.
 
     Raises:
         ValueError: an option is out of range.
@@ -103,8 +103,9 @@ class FixedLevelCompressor(Compressor):
 
     def _encode(self, x: Any, key: Key, payload: Payload) -> int | None:
         scales, codes = self._sections(payload, len(x))
-        stream = stream_of(x)
-        bad = kernels.encode(x, kernels.fold_key(*key), self._quantizer, scales, codes, stream)
+        folded, stream = kernels.fold_key(*key), stream_of(x)
+        with on_device_of(x):
+            bad = kernels.encode(x, folded, self._quantizer, scales, codes, stream)
         if bad >= 0:
             raise not_finite(
                 self.name, x, bad * self.block_size, self.block_size, f"the norm of block {bad}"
@@ -143,11 +144,13 @@ class FixedLevelCompressor(Compressor):
 
     def _decode(self, payload: Payload, out: Any) -> None:
         scales, codes = self._unpacked(payload, len(out))
-        kernels.decode(scales, codes, self._quantizer, out, stream_of(out))
+        with on_device_of(out):
+            kernels.decode(scales, codes, self._quantizer, out, stream_of(out))
 
     def _accumulate(self, payload: Payload, out: Any, weight: float) -> None:
         self._accumulate_all([(payload, weight)], out)
 
     def _accumulate_all(self, messages: Sequence[tuple[Payload, float]], out: Any) -> None:
         unpacked = [(*self._unpacked(payload, len(out)), weight) for payload, weight in messages]
-        kernels.accumulate_all(unpacked, self._quantizer, out, stream_of(out))
+        with on_device_of(out):
+            kernels.accumulate_all(unpacked, self._quantizer, out, stream_of(out))

@@ -44,7 +44,8 @@ class IntegerCompressor(Compressor):
 
     An algorithm that adds calls attach() once, begin_step() before the buckets of a step, and for
     each bucket own_top(), round(), wire(), expand() and observe(). Without one, encode() makes an
-    ordinary message whose alpha is the largest that clips nothing.
+    ordinary message whose alpha is the largest that clips nothing. It has CPU kernels only: a
+    vector of a GPU is copied to the host, where MPI adds up, too.
 
     Args:
         bits: of an integer on the wire, 8 or 32.

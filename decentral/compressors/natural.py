@@ -23,7 +23,10 @@ from .base import Compressor, Key, not_finite
 
 
 class Natural(Compressor):
-    """Round every coordinate stochastically to a power of two (C_nat)."""
+    """Round every coordinate stochastically to a power of two (C_nat).
+
+    It has CPU kernels only: a vector of a GPU is copied to the host.
+    """
 
     name = "natural"
     bits = 9

@@ -135,14 +135,19 @@ def _land(box: deque[npt.NDArray[np.uint8]], payload: Payload) -> bool:
         return False
     data = box.popleft()
     payload.resize(data.size)  # raises if it does not fit
-    payload.wire.incoming(False)[: data.size] = data
+    buffer = payload.wire.incoming(False)
+    payload.wire.wait()
+    buffer[: data.size] = data
     payload.landed(False, data.size)
     return True
 
 
 def _sum(wires: Iterable[Wire], mean: bool) -> None:
     """Add up in the order of ranks, as LocalCommunicator does."""
-    arrays = [wire.outgoing(False) for wire in wires]
+    arrays = []
+    for wire in wires:
+        arrays.append(wire.outgoing(False))
+        wire.wait()
     total = arrays[0].copy()
     for array in arrays[1:]:
         total += array
@@ -187,7 +192,9 @@ class SimulatedCommunicator(Communicator):
         for target, payload in targets.items():
             data = copies.get(id(payload))
             if data is None:
-                data = copies[id(payload)] = np.array(payload.wire.outgoing(False, payload.nbytes))
+                buffer = payload.wire.outgoing(False, payload.nbytes)
+                payload.wire.wait()
+                data = copies[id(payload)] = np.array(buffer)
             self.traffic.add(data.nbytes)
             self._world.boxes[self.rank, target, tag].append(data)
         return _Receipt(self._world, self.rank, receive, tag)

@@ -48,8 +48,9 @@ def encode(
 ) -> int:
     """Quantize and pack float32[n] x into scales float32[blocks] and codes uint8[bytes].
 
-    `key` is rng.fold_key's; `stream` is a CUDA stream handle. Returns the first block that cannot
-    be encoded (a NaN, an inf, or a norm of 2^126 or more), or -1.
+    `key` is rng.fold_key's; `stream` is a CUDA stream handle. On a GPU x may be bfloat16 or float16
+    as well. Returns the first block that cannot be encoded (a NaN, an inf, or a norm of 2^126 or
+    more), or -1.
     """
     if _on_gpu(x):
         from . import cuda
@@ -96,8 +97,7 @@ def accumulate_all(
     if _on_gpu(out):
         from . import cuda
 
-        for scales, codes, weight in messages:
-            cuda.accumulate(scales, codes, q, out, weight, stream)
+        cuda.accumulate_all(messages, q, out, stream)
         return
     kernel = _decoder(q, add=True)
     weighted = [(scales, codes, np.float32(weight)) for scales, codes, weight in messages]

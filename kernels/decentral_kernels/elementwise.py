@@ -8,8 +8,9 @@ on a GPU go through the function as they are.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,8 @@ class Elementwise:
             results = self.function(*arguments)
             for vector, result in zip(vectors, results, strict=False):
                 vector.copy_(result)
-            return all(
-                bool(vector.isfinite().all()) for vector, _ in zip(vectors, results, strict=False)
-            )
+            finite = [vector.isfinite().all() for vector, _ in zip(vectors, results, strict=False)]
+            return bool(reduce(operator.and_, finite))  # one answer to wait for
         numbers = [np.float32(number) for number in arguments[len(vectors) :]]
         loop = self._loop
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from decentral.communicators import requests as module
-from decentral.communicators.requests import Operation, Requests
+from decentral.communicators.requests import Deferred, Operation, Requests
 
 
 class Request:
@@ -133,3 +133,40 @@ def test_two_threads_may_wait():
         assert not waiter.is_alive()
     operations[-1].wait()
     assert all(o.complete for o in operations)
+
+
+class Buffer:
+    """One that may be touched when the test says so."""
+
+    ready = False
+
+
+def test_what_is_not_ready_is_begun_by_a_poll_that_finds_it_so():
+    requests, request, buffers, made = Requests(), Request(), [Buffer(), Buffer()], []
+    buffers[1].ready = True
+
+    def make(i):
+        made.append(i)
+        return request
+
+    later = [(lambda b=b: b.ready, lambda i=i: make(i), None) for i, b in enumerate(buffers)]
+    operation = Operation(requests, [], None, lambda: made.append("then"), later)
+    assert made == [1] and len(requests) == 2
+    assert not operation.poll() and not operation.complete
+    buffers[0].ready = True
+    assert operation.poll() and made == [1, 0]
+    request.here = True
+    assert operation.poll() and operation.complete and made == [1, 0, "then"]
+    assert len(requests) == 0
+
+
+def test_a_deferred_operation_is_complete_when_what_it_became_is():
+    requests, request, buffer = Requests(), Request(), Buffer()
+    deferred = Deferred(
+        requests, lambda: buffer.ready, lambda: Operation(requests, [(request, None)], None)
+    )
+    request.here = True
+    assert not deferred.poll() and not deferred.complete
+    buffer.ready = True
+    deferred.wait()
+    assert deferred.complete

@@ -10,18 +10,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from kernel_cases import BITS, LEVELS
-from numba import config, float32, int32, int64, uint8, uint32
+from numba import boolean, config, float32, int32, int64, types, uint8, uint16, uint32
+from ptxas import assemble
+
+from decentral_kernels import Quantizer
 
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = [(8, 0), (9, 0)]  # A100; H100 and H200
 
-FLOATS, BYTES = float32[::1], uint8[::1]
-NORM = (FLOATS, int64, int64, FLOATS, int32[::1])
-ENCODE = (FLOATS, uint32, uint32, int64, FLOATS, BYTES)
-DECODE = (FLOATS, BYTES, int64, float32, FLOATS)
+FLOATS, BYTES, WORDS = float32[::1], uint8[::1], uint32[::1]
+SOURCES = {"float32": WORDS, "bfloat16": uint16[::1], "float16": uint16[::1]}
+# A multiprocessor has registers for 2048 / this / 32 warps; memory is busy with half of them.
+REGISTERS = 64
+SHARED = 40 << 10  # of a block, so that an A100's multiprocessor, with 164 KiB, has four
 
 # A fused multiply-add rounds once where the other implementations round twice; approximations and
 # flushed denormals differ too. (In float64, where squares of float32 are exact, it does no harm.)
@@ -43,7 +49,7 @@ def missing(*distributions):
 
 
 def compiles(test):
-    absent = missing("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc")
+    absent = missing("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc", "nvidia-cuda-nvcc")
     why = f"not installed: {', '.join(absent)}" if absent else "the simulator compiles nothing"
     return pytest.mark.skipif(bool(absent or config.ENABLE_CUDASIM), reason=why)(test)
 
@@ -51,15 +57,45 @@ def compiles(test):
 def ptx_of(body, signature, capability):
     from numba import cuda
 
-    ptx, _ = cuda.compile_ptx(body, signature, cc=capability)
+    # Device functions ask for the GPU that they are compiled for.
+    gpu = SimpleNamespace(compute_capability=capability)
+    with mock.patch("numba.cuda.dispatcher.get_current_device", lambda: gpu):
+        ptx, _ = cuda.compile_ptx(body, signature, cc=capability)
     assert f".target sm_{capability[0]}{capability[1]}" in ptx
     return ptx
 
 
-def assert_exact_and_in_registers(ptx):
+def checked(body, signature, capability):
+    """Return a kernel's PTX, which is exact and keeps everything in registers."""
+    ptx = ptx_of(body, signature, capability)
     assert ".visible .entry" in ptx
     assert not (found := INEXACT.search(ptx)), f"PTX holds {found.group()}"
     assert not LOCAL.search(ptx), "PTX uses local memory"
+    report = assemble(ptx, capability)
+    assert report.stack == report.spilled == 0, report
+    assert report.registers <= REGISTERS and report.shared <= SHARED, report
+    return ptx
+
+
+def norm(max_norm, capability, source="float32"):
+    from decentral_kernels.cuda_norms import norm_kernel
+
+    signature = (SOURCES[source], int64, int64, FLOATS, int32[::1])
+    return checked(norm_kernel(max_norm, source), signature, capability)
+
+
+def encode(q, capability, source="float32"):
+    from decentral_kernels.cuda_encode import encode_kernel
+
+    signature = (SOURCES[source], uint32, uint32, boolean, boolean, FLOATS, BYTES, int32[::1])
+    return checked(encode_kernel(q, source), signature, capability)
+
+
+def decode(q, is_sum, messages, capability):
+    from decentral_kernels.cuda_decode import decode_kernel
+
+    many = [types.UniTuple(kind, messages) for kind in (FLOATS, BYTES, float32)]
+    return checked(decode_kernel(q, is_sum, messages), (*many, boolean, WORDS), capability)
 
 
 def capabilities_for(bits, *options):
@@ -70,14 +106,16 @@ def capabilities_for(bits, *options):
     return CAPABILITIES if bits == 4 else [CAPABILITIES[(bits + sum(options)) % 2]]
 
 
+def has_wide(ptx, what, space="global"):
+    """Return whether PTX loads, or stores, four values at once."""
+    return re.search(rf"\b{what}\.{space}\.(?:nc\.)?v4\.[bfu]32\b", ptx) is not None
+
+
 @compiles
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 @pytest.mark.parametrize("max_norm", [False, True], ids=["l2", "max"])
 def test_norm_kernel(max_norm, capability):
-    from decentral_kernels import cuda
-
-    ptx = ptx_of(cuda.norm_kernel(max_norm), NORM, capability)
-    assert_exact_and_in_registers(ptx)
+    ptx = norm(max_norm, capability)
     assert max_norm or "sqrt.rn.f32" in ptx
 
 
@@ -85,40 +123,69 @@ def test_norm_kernel(max_norm, capability):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("levels", LEVELS)
 def test_encode_kernel(bits, levels):
-    from decentral_kernels import cuda
-
-    exponential = levels == "exponential"
-    for capability in capabilities_for(bits, exponential):
-        ptx = ptx_of(cuda.encode_kernel(bits, exponential), ENCODE, capability)
-        assert_exact_and_in_registers(ptx)
+    for capability in capabilities_for(bits, levels == "exponential"):
+        ptx = encode(Quantizer(bits, 8192, "l2", levels), capability)
         assert "rcp.rn.f32" in ptx or "div.rn.f32" in ptx
+        assert "sqrt.rn.f32" in ptx  # the norms are taken in the same launch
+        assert has_wide(ptx, "ld") and has_wide(ptx, "ld", "shared")
+        assert re.search(r"\bst\.global\.[bu]32\b", ptx)
+
+
+@compiles
+@pytest.mark.parametrize("block_size", [64, 1024, 3072])
+def test_encode_kernel_of_other_blocks(block_size):
+    assert "sqrt.rn.f32" in encode(Quantizer(4, block_size, "l2", "exponential"), (8, 0))
+
+
+@compiles
+@pytest.mark.parametrize("block_size", [1, 100, 16384])
+def test_encode_kernel_that_reads_the_norms(block_size):
+    assert "sqrt" not in encode(Quantizer(4, block_size, "l2", "exponential"), (9, 0))
+
+
+@compiles
+@pytest.mark.parametrize("block_size", [100, 8192])
+def test_max_norm(block_size):
+    assert "sqrt" not in encode(Quantizer(4, block_size, "max", "uniform"), (8, 0))
+
+
+@compiles
+@pytest.mark.parametrize("source", ["bfloat16", "float16"])
+def test_sources_of_16_bits(source):
+    ptx = encode(Quantizer(4, 8192, "l2", "exponential"), (9, 0), source)
+    assert re.search(r"\bld\.global\.(?:nc\.)?[bu]64\b", ptx)  # four values
+    norm(False, (8, 0), source)
 
 
 @compiles
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("add", [False, True], ids=["write", "add"])
-def test_decode_kernel(bits, levels, add):
-    from decentral_kernels import cuda
+@pytest.mark.parametrize("is_sum", [False, True], ids=["write", "add"])
+def test_decode_kernel(bits, levels, is_sum):
+    for capability in capabilities_for(bits, levels == "exponential", is_sum):
+        ptx = decode(Quantizer(bits, 8192, "l2", levels), is_sum, 1, capability)
+        assert has_wide(ptx, "st") and has_wide(ptx, "ld") == is_sum
 
-    exponential = levels == "exponential"
-    for capability in capabilities_for(bits, exponential, add):
-        ptx = ptx_of(cuda.decode_kernel(bits, exponential, add), DECODE, capability)
-        assert_exact_and_in_registers(ptx)
+
+@compiles
+@pytest.mark.parametrize(("bits", "messages"), [(4, 2), (7, 3), (3, 4)])
+def test_decode_kernel_of_several_messages(bits, messages):
+    decode(Quantizer(bits, 8192, "l2", "exponential"), True, messages, (9, 0))
+
+
+@compiles
+def test_decode_kernel_where_four_coordinates_have_several_scales():
+    decode(Quantizer(4, 7, "max", "uniform"), True, 1, (8, 0))
 
 
 @compiles
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("levels", LEVELS)
 def test_kernels_without_a_zero_level(bits, levels):
-    from decentral_kernels import cuda
-
-    exponential = levels == "exponential"
-    for capability in capabilities_for(bits, exponential):
-        encode = cuda.encode_kernel(bits, exponential, False)
-        decode = cuda.decode_kernel(bits, exponential, True, False)
-        assert_exact_and_in_registers(ptx_of(encode, ENCODE, capability))
-        assert_exact_and_in_registers(ptx_of(decode, DECODE, capability))
+    for capability in capabilities_for(bits, levels == "exponential"):
+        q = Quantizer(bits, 8192, "l2", levels, zero_level=False)
+        encode(q, capability)
+        decode(q, True, 1, capability)
 
 
 @compiles
@@ -136,6 +203,9 @@ def test_the_checks_of_the_ptx_find_what_they_look_for():
 
     assert INEXACT.search(ptx_of(fused, (FLOATS, FLOATS, FLOATS), (9, 0)))
     assert LOCAL.search(ptx_of(spilled, (FLOATS, FLOATS, FLOATS), (9, 0)))
+    ptx = decode(Quantizer(4, 8192, "l2", "exponential"), True, 3, (9, 0))
+    report = assemble(ptx, (9, 0), registers=24)
+    assert report.registers == 24 and report.stack > 0 and report.spilled > 0
 
 
 @pytest.mark.skipif(bool(missing("numba-cuda")), reason="not installed: numba-cuda")
