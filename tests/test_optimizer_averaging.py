@@ -274,6 +274,7 @@ def test_stats_has_no_other_figures():
         "bytes_sent",
         "bytes_sent_startup",
         "bytes_sent_averaging",
+        "bytes_sent_recovery",
         "bits_per_parameter",
         "consensus_distance",
         *SECONDS,

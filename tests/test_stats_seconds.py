@@ -7,6 +7,7 @@ import pytest
 from optimizer_cases import distributed, mlp, on_ranks
 
 import decentral.engine
+from decentral.communicators.watch import Watch
 from decentral.engine import Engine
 
 SECONDS = ("communication_s", "waited_s", "hidden")
@@ -50,7 +51,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def engine(clock):
-    return Engine(SimpleNamespace(rank=0, spins=0, threaded=False))
+    return Engine(SimpleNamespace(rank=0, spins=0, threaded=False, watch=Watch()))
 
 
 def seconds(engine):

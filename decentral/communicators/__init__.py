@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Communicator
+from .group import LocalDeath
 from .launch import end_job
-from .local import LocalCommunicator, LocalDeath, run_local
+from .local import LocalCommunicator, run_local
 from .watch import RankLostError, WaitTimeoutError
 
 

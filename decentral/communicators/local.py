@@ -6,7 +6,6 @@ import copy
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,89 +14,11 @@ import numpy.typing as npt
 
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
+from .group import Fate, Group, LocalDeath
 from .watch import RankLostError, Watch
 
 T = TypeVar("T")
 _POLL_S = 0.05
-
-
-class LocalDeath(BaseException):
-    """Raised by a rank of run_local(): it dies, and the others learn of it as with a killed one."""
-
-
-class _Fate:
-    """What becomes of the ranks of one process: they fail together, or one dies."""
-
-    def __init__(self, alive: Sequence[int]) -> None:
-        self.failed = threading.Event()
-        self.alive = list(alive)  # of run_local()'s ranks
-        self.barriers: list[threading.Barrier] = []
-        self.changed = threading.Condition()
-
-    def fail(self) -> None:
-        self.failed.set()
-        self.wake()
-
-    def die(self, rank: int) -> None:
-        self.alive.remove(rank)
-        self.wake()
-
-    def wake(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
-        for barrier in self.barriers:
-            barrier.abort()
-
-
-class _Group:
-    """What the ranks of a communicator share; `members` are their numbers in run_local()."""
-
-    def __init__(self, hosts: Sequence[int], fate: _Fate, members: Sequence[int]) -> None:
-        self.hosts, self.fate, self.members = tuple(hosts), fate, tuple(members)
-        self.size = size = len(self.hosts)
-        self.barrier = threading.Barrier(size)
-        self.slots: list[Any] = [None] * size
-        self._arrived: set[int] = set()  # at survivors()
-        self._after: dict[tuple[int, ...], _Group] = {}
-        self._began_with = len(fate.alive)
-        fate.barriers.append(self.barrier)
-        self._boxes: dict[tuple[int, int, int], queue.SimpleQueue[Any]] = defaultdict(
-            queue.SimpleQueue
-        )
-        self._lock = threading.Lock()
-
-    def box(self, source: int, target: int, tag: int) -> queue.SimpleQueue[Any]:
-        with self._lock:
-            return self._boxes[source, target, tag]
-
-    def lost(self) -> list[int]:
-        """Return the ranks of this group that have died."""
-        return [r for r, m in enumerate(self.members) if m not in self.fate.alive]
-
-    def broken(self) -> bool:
-        """Whether a rank has died since, one of this group or of what it was split from."""
-        return len(self.fate.alive) < self._began_with
-
-    def survivors(self, rank: int, timeout: float) -> _Group:
-        """Return the group of those that live, when all of them have called."""
-        fate, me = self.fate, self.members[rank]
-        with fate.changed:
-            self._arrived.add(me)
-            fate.changed.notify_all()
-
-            def together() -> bool:
-                return self._arrived >= set(self.living()) or fate.failed.is_set()
-
-            if not fate.changed.wait_for(together, timeout) or fate.failed.is_set():
-                raise threading.BrokenBarrierError(f"rank {rank}: not all survivors came")
-            living = tuple(self.living())
-            if living not in self._after:
-                hosts = [self.hosts[self.members.index(m)] for m in living]
-                self._after[living] = _Group(hosts, fate, living)
-            return self._after[living]
-
-    def living(self) -> list[int]:
-        return [m for m in self.members if m in self.fate.alive]
 
 
 class _Done:
@@ -154,7 +75,7 @@ class _Receipt:
 class LocalCommunicator(Communicator):
     """One rank of run_local()."""
 
-    def __init__(self, group: _Group, rank: int, watch: Watch) -> None:
+    def __init__(self, group: Group, rank: int, watch: Watch) -> None:
         self._group, self.watch = group, watch
         self.traffic = Traffic()
         self.rank, self.size, self.hosts = rank, group.size, group.hosts
@@ -168,7 +89,7 @@ class LocalCommunicator(Communicator):
         group = None
         if members[0] == self.rank:
             hosts = [self.hosts[r] for r in members]
-            group = _Group(hosts, self._group.fate, [self._group.members[r] for r in members])
+            group = Group(hosts, self._group.fate, [self._group.members[r] for r in members])
         groups = self._all_gather(group)
         part = LocalCommunicator(groups[members[0]], members.index(self.rank), self.watch)
         part.traffic = Traffic(self.traffic)
@@ -284,8 +205,8 @@ def run_local(
     every wait of one rank for another. `hosts` pretends that ranks are on different hosts. A rank
     that raises LocalDeath returns None, and the others go on, if they can.
     """
-    fate = _Fate(range(size))
-    group = _Group([0] * size if hosts is None else hosts, fate, range(size))
+    fate = Fate(range(size))
+    group = Group([0] * size if hosts is None else hosts, fate, range(size))
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
 

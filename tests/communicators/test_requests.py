@@ -150,7 +150,7 @@ def test_what_is_not_ready_is_begun_by_a_poll_that_finds_it_so():
         return request
 
     later = [(lambda b=b: b.ready, lambda i=i: make(i), None) for i, b in enumerate(buffers)]
-    operation = Operation(requests, [], None, lambda: made.append("then"), later)
+    operation = Operation(requests, [], None, lambda: made.append("then"), later=later)
     assert made == [1] and len(requests) == 2
     assert not operation.poll() and not operation.complete
     buffers[0].ready = True

@@ -26,3 +26,14 @@ def test_links_and_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w[\w-]*)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_promise_of_reliability_names_tests_that_there_are():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", row)
+        assert named, row
+        for path, function in named:
+            assert f"def {function}" in (ROOT / path).read_text(), (path, function)
