@@ -36,7 +36,7 @@ def environment(openmpi):
     }
 
 
-def launch(openmpi, ranks, *arguments, timeout=600):
+def launch(openmpi, ranks, *arguments, timeout=240):
     """Run victim.py with fault tolerance; return status and output."""
     command = ["mpirun", "--with-ft", "ulfm", "-n", ranks, sys.executable, HERE / "victim.py"]
     done = subprocess.run(
@@ -97,14 +97,19 @@ def choose(args, number, steps, draws):
 
 def main():
     args = parse_args()
-    draws, rows = random.Random(args.seed), []
+    draws, rows, failed = random.Random(args.seed), [], []
     whole = {name: trial(args, name, [], args.epochs)[0] for name in ALGORITHMS}
     print("| algorithm | killed | ranks left | seconds | accuracy | less than unbroken |")
     print("|---|---|---|---|---|---|", flush=True)
     for number in range(args.trials):
         name = ALGORITHMS[number % 2]
         harm = choose(args, number, whole[name]["steps"], draws)
-        result, seconds = trial(args, name, harm, args.epochs)
+        try:
+            result, seconds = trial(args, name, harm, args.epochs)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            failed.append(f"{name} {harm}: {error}")
+            print(f"| {name} | {' '.join(harm)} | failed | - | - | - |", flush=True)
+            continue
         less = whole[name]["test_accuracy"] - result["test_accuracy"]
         row = [name, " ".join(harm), result["world_size"], seconds, result["test_accuracy"], less]
         rows.append(row)
@@ -113,6 +118,8 @@ def main():
         assert set(result["failures"]) == expected and result["steps"] == whole[name]["steps"]
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ def start_mpi() -> Any:
     library = MPI.Get_library_version()
     if not MPI.Is_initialized():
         check_launcher(library, None)
+        # Open MPI 5.0 ends the job where a dead rank's message was given up already ("Send error
+        # after request freed"), whatever the handlers of communicators; this is what it asks then.
+        os.environ.setdefault("OMPI_MCA_mpi_initial_errhandler", "mpi_errors_return")
         MPI.Init_thread()
     check_launcher(library, MPI.COMM_WORLD.Get_size())
     return MPI
