@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
+from .direct import Direct, survives
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Deferred, Operation, Requests
@@ -56,9 +57,6 @@ def start_mpi() -> Any:
     library = MPI.Get_library_version()
     if not MPI.Is_initialized():
         check_launcher(library, None)
-        # Open MPI 5.0 ends the job where a dead rank's message was given up already ("Send error
-        # after request freed"), whatever the handlers of communicators; this is what it asks then.
-        os.environ.setdefault("OMPI_MCA_mpi_initial_errhandler", "mpi_errors_return")
         MPI.Init_thread()
     check_launcher(library, MPI.COMM_WORLD.Get_size())
     return MPI
@@ -98,6 +96,7 @@ class MPICommunicator(Communicator):
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._requests = Requests(self.watch, self._comm.translated)
         self._requests.whose = f"rank {self.rank}"
+        self._direct = Direct(Guarded(self._comm.Dup()), self._requests) if survives() else None
         self._place()
         if self.size > 1:
             atexit.register(self._finish)
@@ -142,13 +141,13 @@ class MPICommunicator(Communicator):
     def survivors(self) -> MPICommunicator:
         """See Communicator.survivors; needs MPI's fault tolerance.
 
-        Ranks that have not noticed yet learn of it here, in whatever they do with these.
+        Everybody learns of a death by calling the roll, whoever it waits for. Nothing is revoked:
+        messages on their way between the living would fail, and end their senders in Open MPI 5.0
+        ("Send error after request freed", open-mpi/ompi#13494).
         """
         from mpi4py import MPI
 
         for part in self._family:
-            part._comm.revoke()
-            part._sums.revoke()
             part._requests.abandon()
         with self._bounded("what the survivors agree on"):
             living = shrunk(self._comm.raw)
@@ -236,14 +235,16 @@ class MPICommunicator(Communicator):
                 return RingSum(*arguments)
             return Deferred(self._requests, lambda: wire.ready, lambda: RingSum(*arguments))
         wire.wait()  # ranks have to begin MPI's own in the same order
-        parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
-        requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
 
         def then() -> None:
             if mean:
                 buffer[:] = buffer / self.size
             landed()
 
+        if self._direct is not None:
+            return self._direct.sum(buffer, then)
+        parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
+        requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
         return Operation(self._requests, requests, (wire, buffer), then)
 
     def all_reduce_max(self, value: float) -> float:
@@ -252,6 +253,8 @@ class MPICommunicator(Communicator):
 
         result = np.array([value], np.float32)
         self.traffic.add(all_reduce_nbytes(result.nbytes, self.size))
+        if self._direct is not None:
+            return float(max(self._gather(result, [result] * self.size))[0])
         request = self._comm.Iallreduce(MPI.IN_PLACE, result, MPI.MAX)
         self._complete(request, result)
         return float(result[0])
@@ -262,6 +265,9 @@ class MPICommunicator(Communicator):
             part = data[at : at + _CHUNK]
             if self.rank == root:
                 self._count(part, copies=min(1, self.size - 1))
+            if self._direct is not None:
+                self._direct.broadcast(part, root).wait()
+                continue
             request = self._comm.Ibcast(part, root)
             self._complete(request, part)
 
@@ -270,6 +276,11 @@ class MPICommunicator(Communicator):
         data = np.frombuffer(pickle.dumps(value), np.uint8)
         counts = np.zeros(self.size, np.int64)
         size = np.array([data.size])
+        if self._direct is not None:
+            self._count(data, copies=self.size - 1)
+            sizes = self._gather(size, [size] * self.size)
+            like = [np.empty(int(n[0]), np.uint8) for n in sizes]
+            return [pickle.loads(part.tobytes()) for part in self._gather(data, like)]
         self._complete(self._comm.Iallgather(size, counts), size)
         everything = np.empty(counts.sum(), np.uint8)
         self._count(data, copies=self.size - 1)
@@ -281,7 +292,18 @@ class MPICommunicator(Communicator):
 
     def barrier(self) -> None:
         """See Communicator.barrier."""
+        if self._direct is not None:
+            nothing = np.empty(0, np.uint8)
+            self._gather(nothing, [nothing] * self.size)
+            return
         self._complete(self._comm.Ibarrier())
+
+    def _gather(self, mine: Any, like: list[Any]) -> list[Any]:
+        """Return every rank's vector, by rank."""
+        found: list[Any] = []
+        assert self._direct is not None
+        self._direct.gather(mine, like, found.extend).wait()
+        return found
 
     def _finish(self) -> None:
         """Complete what is under way before MPI finalizes, which may hang on it otherwise."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 from .watch import RankLostError
@@ -53,11 +52,6 @@ class Guarded:
         failed = self.raw.Get_failed()
         numbers = list(range(failed.Get_size()))
         return sorted(failed.Translate_ranks(numbers, self.raw.Get_group()))
-
-    def revoke(self) -> None:
-        """Let everybody's operations on it fail from now on, so that all learn of a death."""
-        with suppress(Exception):  # it may be revoked already
-            self.raw.Revoke()
 
 
 def leave() -> None:
