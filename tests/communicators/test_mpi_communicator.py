@@ -10,9 +10,12 @@ from decentral.communicators import as_communicator
 CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract, parts_contract)
 
 
-@pytest.fixture(scope="module")
-def comm():
-    return as_communicator()
+@pytest.fixture(scope="module", params=["as usual", "to survive a death"])
+def comm(request):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "as usual":  # what Open MPI sets for mpirun --with-ft ulfm
+            patch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+        return as_communicator()
 
 
 @pytest.mark.mpi
