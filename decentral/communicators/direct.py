@@ -1,8 +1,8 @@
 """Small collective operations as messages from each rank to each, for jobs that survive a death.
 
-When a rank dies, Open MPI 5.0's non-blocking ones give up the messages that they have under way, and
-a message that fails after it was given up ends its process ("Send error after request freed"). With
-these, and nothing revoked, no process was ended so any more; which of the two it takes was not
+When a rank dies, Open MPI 5.0's non-blocking ones give up the messages that they have under way,
+and a message that fails after it was given up ends its process ("Send error after request freed").
+With these, and nothing revoked, no process was ended so any more; which of the two it takes was not
 tried apart. n - 1 small messages a rank travel in one hop.
 """
 
