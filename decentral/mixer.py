@@ -10,11 +10,11 @@ import torch
 
 from .algorithms import GossipAlgorithm, GradientAlgorithm
 from .averaging import average_parameters
-from .buckets import Buckets, Flat
+from .buckets import Buckets, Flat, copy_into, same_memory
 from .communicators.base import Communicator
 from .communicators.watch import RankLostError
 from .compressors import NotFiniteError
-from .compressors.base import is_whole
+from .compressors.checks import is_whole
 from .engine import Engine, Task
 from .gradients import hold
 from .reducer import complaint, located
@@ -94,7 +94,6 @@ class Rounds(ABC):
 
     def _begin(self) -> None:
         """Keep the parameters of the beginning of a round."""
-        self._engine.wait_for_begin()  # until then messages are made of the old parameters' buffer
         self._buckets.gather(self._buckets.parameters, self._new)
         for old, new in zip(self._old, self._new, strict=True):
             old.copy_(new)
@@ -130,6 +129,45 @@ class Mixer(Rounds):
         super().__init__(*arguments)
         self._algorithm = algorithm
         self._tasks: list[Task] = []
+        self._anew = True  # whether the next round begins from the parameters
+
+    def _begin(self) -> None:
+        """See Rounds._begin; in the flat vector is what the algorithm has left there."""
+        if self._anew:
+            super()._begin()
+            self._anew = False
+
+    def step(self, number: int, local_step: LocalStep | None) -> Any:
+        """See Rounds.step."""
+        result = super().step(number, local_step)
+        if number % self._local_steps == 0:
+            self._round()
+        return result
+
+    def _round(self) -> None:
+        """Let the algorithm, too, have what parameters of other dtypes have made of the iterate."""
+        views = map(self._buckets.views, (self._new, self._old))
+        for p, new, old in zip(self._buckets.parameters, *views, strict=True):
+            if not same_memory(new, p):
+                copy_into(old, p)
+
+    def restart(self) -> None:
+        """See Rounds.restart."""
+        self._anew = True
+        super().restart()
+
+    def state_dict(self, number: int) -> dict[str, Any]:
+        """See Rounds.state_dict; also what a script that changes parameters has made of them."""
+        if self._algorithm.keeps_x and not self._anew:
+            pairs = zip(self._old, self.parameters(), strict=True)
+            if any(not torch.equal(old, new) for old, new in pairs):
+                return {"beginning": [old.clone() for old in self._old]}
+        return super().state_dict(number)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Rounds.load_state_dict."""
+        super().load_state_dict(state)
+        self._anew = "beginning" not in state
 
     def _exchange(self, t: int) -> None:
         """See Rounds._exchange.
@@ -145,6 +183,7 @@ class Mixer(Rounds):
             try:
                 algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
             except NotFiniteError as error:
+                self._anew = True
                 raise located(error, self._comm.rank, t, b, self._buckets) from error
             what = f"step {t}, {bucket}"
             steps = self._side.task(algorithm.publish(b, t), bucket.of(self._new))
@@ -153,7 +192,7 @@ class Mixer(Rounds):
             for b, bucket in enumerate(self._buckets):
                 self._engine.wait(self._tasks[b])
                 self._side.join()
-                algorithm.finish(b, bucket.of(self._new), t)
+                algorithm.finish(b, bucket.of(self._old), bucket.of(self._new), t)
 
     def parameters(self) -> Flat:
         """Return this rank's parameters, which are not to be changed."""
@@ -167,7 +206,7 @@ class Mixer(Rounds):
             distance = average_parameters(self._comm, self._buckets)
         mean = self.parameters()
         self._algorithm.reset([bucket.of(mean) for bucket in self._buckets])
-        self._begin()  # anew, if in the middle of a round
+        self.restart()
         return distance
 
 

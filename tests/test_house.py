@@ -63,7 +63,7 @@ FORBIDDEN |= {
 # A formula is no kernel of anything, though it is compiled like one.
 ALLOWED = {PACKAGE / "algorithms": {"decentral_kernels.elementwise"}}
 # An algorithm must not name a compressor; these files are what it may know of that room.
-COMPRESSORS_FOR_ALGORITHMS = {"decentral.compressors.base"}
+COMPRESSORS_FOR_ALGORITHMS = {"decentral.compressors.base", "decentral.compressors.checks"}
 
 
 def files_of(room):

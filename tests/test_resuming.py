@@ -13,8 +13,9 @@ SIZE, STEPS, SAVED_AT = 3, 40, 20
 class Run:
     """Training on one rank, with momentum and a schedule."""
 
-    def __init__(self, comm, name, compressed, **options):
-        self.model = mlp_with_batch_norm()
+    def __init__(self, comm, name, compressed, largest=None, **options):
+        """With `largest` the script itself cuts parameters to that, after each step."""
+        self.model, self.largest = mlp_with_batch_norm(), largest
         inner = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
         how = cases.algorithm(name, compressed)
         self.opt = distributed(self.model, comm, how, inner, **options)
@@ -32,6 +33,10 @@ class Run:
         for step in range(first, last):
             cases.train(self.opt, self.model, 1, step)
             self.schedule.step()
+            if self.largest is not None:
+                with torch.no_grad():
+                    for p in self.model.parameters():
+                        p.clamp_(-self.largest, self.largest)
 
 
 def leaves(value, path=""):
@@ -56,7 +61,14 @@ def assert_equal(actual, expected):
             assert actual[path] == value, path
 
 
-@pytest.mark.parametrize("options", [{}, {"local_steps": 3}], ids=["each step", "local steps"])
+OPTIONS = {
+    "each step": {},
+    "local steps": {"local_steps": 3},
+    "parameters cut by the script": {"largest": 0.4},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("name", "compressed"), cases.accepted_pairs())
 def test_resumed_equals_unbroken(name, compressed, options, tmp_path):
     def unbroken(comm):

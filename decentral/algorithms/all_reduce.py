@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..communicators.base import Communicator
-from ..compressors.base import Compressor, NotFiniteError, check_finite, lossless
+from ..compressors.base import Compressor, lossless
+from ..compressors.checks import NotFiniteError, check_finite
 from ..payload import as_array
 from .base import Averaging, GradientAlgorithm
 from .means import (

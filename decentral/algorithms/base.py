@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..communicators.base import Communicator, Pending
-from ..compressors.base import Compressor, NotFiniteError, lossless
+from ..compressors.base import Compressor, lossless
+from ..compressors.checks import NotFiniteError
 from ..payload import Payload
 from .rounds import Place, Round
 

@@ -24,16 +24,16 @@ from torch import Tensor
 from decentral_kernels.elementwise import Elementwise, Number
 from decentral_topologies import Topology
 
-from ..compressors.base import Compressor, check_finite
-from ..payload import as_array
+from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_stateless, copies, zeros
+from .gossip import GossipAlgorithm, TopologyLike, copies, zeros
 from .means import rounding_noise
+from .requirements import check_stateless
 
 
 @Elementwise
 def _difference(x: Number, new: Number, xh: Number) -> tuple[Number, ...]:
-    """Return what to send; x is not needed any longer."""
+    """Return what to send, in the place of x, which is not needed."""
     return (new - xh,)
 
 
@@ -66,7 +66,7 @@ class ChocoSGD(GossipAlgorithm):
 
     name = "choco-sgd"
     formulas = (_difference,)
-    synchronous = True
+    synchronous, keeps_x = True, False
     vectors = ("S", "xh")
 
     def __init__(
@@ -93,7 +93,6 @@ class ChocoSGD(GossipAlgorithm):
         omega = self._scale if noisy else max(0.0, 1 - eps)
         self._gamma = self._step_size(omega, eps)
         self.S, self.xh = zeros(vectors), copies(vectors)
-        self._z: list[Tensor] = list(vectors)  # what is sent; lives where x was
 
     def _step_size(self, omega: float, eps: float) -> float:
         if self.gamma == "theorem":
@@ -107,16 +106,15 @@ class ChocoSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        if not _difference(as_array(x), as_array(x_new), as_array(self.xh[bucket])):
-            check_finite(x, self.name)
-        self._z[bucket] = x
+        xh = self.xh[bucket]
+        z = self._stage(x, _difference, (x, x_new, xh))
+        self._encode_in_parts(bucket, x, step, z, xh, self._scale)
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        scale = self._scale
-        return self._share(bucket, step, self._z[bucket], self.xh[bucket], scale, scale)
+        return self._gossip(bucket, step, self._scale, own=self._own[bucket])
 
-    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+    def finish(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""
         x_new.add_(self.S[bucket], alpha=self._gamma)
 

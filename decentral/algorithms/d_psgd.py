@@ -24,14 +24,15 @@ from decentral_kernels.elementwise import Elementwise, Number
 from ..compressors.base import Compressor
 from ..payload import as_array
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_lossless, copies
+from .gossip import GossipAlgorithm, TopologyLike, copies
+from .requirements import check_lossless
 
 
 @Elementwise
 def _mix(new: Number, S: Number, x: Number, W_ii: float) -> tuple[Number, ...]:
-    """Return x^{t+1}, for x_new = x - eta g, and what S begins with in the next step."""
+    """Return x^{t+1}, for x_new = x - eta g, what S begins with in the next step, and x."""
     new = new + (S - x)
-    return new, W_ii * new
+    return new, W_ii * new, new
 
 
 class DPSGD(GossipAlgorithm):

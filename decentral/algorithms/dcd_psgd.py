@@ -19,10 +19,10 @@ from torch import Tensor
 
 from decentral_kernels.elementwise import Elementwise, Number
 
-from ..compressors.base import Compressor, check_finite
-from ..payload import as_array
+from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_unbiased, zeros
+from .gossip import GossipAlgorithm, TopologyLike, copying, zeros
+from .requirements import check_unbiased
 
 
 @Elementwise
@@ -61,11 +61,9 @@ class DCDPSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        if not _difference(as_array(x_new), as_array(x), as_array(self.S[bucket])):
-            check_finite(x_new, self.name)
-        own = self._encode(bucket, x_new, step)
-        x_new.copy_(x)
-        self.compressor.accumulate(own, x_new)  # as a neighbor's replica: equal bit for bit
+        z = self._stage(x_new, _difference, (x_new, x, self.S[bucket]))
+        # As a neighbor's replica would be, from what it was: equal to it bit for bit.
+        self._encode_in_parts(bucket, x_new, step, z, x, 1.0, copying(x, x_new))
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from decentral_kernels.elementwise import Elementwise, Number
 
-from ..compressors.base import Compressor, check_finite
-from ..payload import as_array
+from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_stateless, zeros
+from .gossip import GossipAlgorithm, TopologyLike, zeros
 from .means import rounding_noise
+from .requirements import check_stateless
 
 
 @Elementwise
@@ -48,6 +48,7 @@ class DeepSqueeze(GossipAlgorithm):
     name = "deepsqueeze"
     formulas = (_compensate,)
     directed = time_varying = synchronous = True
+    keeps_x = False
     vectors = ("S", "e")
 
     def __init__(
@@ -73,16 +74,16 @@ class DeepSqueeze(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        if not _compensate(as_array(self.e[bucket]), as_array(x_new)):
-            check_finite(x_new, self.name)
+        e = self.e[bucket]
+        v = self._stage(e, _compensate, (e, x_new))
+        self._encode_in_parts(bucket, e, step, v, e, -1.0)
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        v = self.e[bucket]  # from update() until C(v) is taken from it
         self.S[bucket].zero_()
-        return self._share(bucket, step, v, v, 1.0, -1.0)
+        return self._gossip(bucket, step, own=self._own[bucket])
 
-    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+    def finish(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""
         x_new.add_(self.S[bucket], alpha=self._gamma)
 

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from decentral_kernels.elementwise import Elementwise, Number
 
-from ..compressors.base import Compressor, check_finite
-from ..payload import as_array
+from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_unbiased, copies, zeros
+from .gossip import GossipAlgorithm, TopologyLike, copies, copying, zeros
+from .requirements import check_unbiased
 
 
 @Elementwise
@@ -81,7 +81,6 @@ class ECDPSGD(GossipAlgorithm):
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
         self.S, self.xt = zeros(vectors), copies(vectors)
-        self._z: list[Tensor] = list(vectors)  # what is sent; lives where x was
 
     def _t(self, step: int) -> int:
         return step if self.published else min(step, self.horizon)
@@ -92,20 +91,17 @@ class ECDPSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        t = self._t(step)
-        vectors = [as_array(v) for v in (x_new, x, self.xt[bucket], self.S[bucket])]
+        t, xt = self._t(step), self.xt[bucket]
+        vectors = (x_new, x, xt, self.S[bucket])
         if self.published:
-            finite = _mix_as_published(*vectors, t / 2, 1 - 2 / t)
+            z = self._stage(x, _mix_as_published, vectors, t / 2, 1 - 2 / t)
         else:
-            finite = _mix(*vectors, t / 2)
-        if not finite:
-            check_finite(x, self.name)
-        self._z[bucket] = x
+            z = self._stage(x, _mix, vectors, t / 2)
+        self._encode_in_parts(bucket, x, step, z, xt, 2 / t, copying(x_new, x))
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
-        weight = 2 / self._t(step)
-        return self._share(bucket, step, self._z[bucket], self.xt[bucket], weight, weight)
+        return self._gossip(bucket, step, 2 / self._t(step), own=self._own[bucket])
 
     def __repr__(self) -> str:
         how = "published=True" if self.published else f"horizon={self.horizon}"

@@ -15,8 +15,9 @@ from decentral_kernels.elementwise import Elementwise
 from decentral_topologies import Topology, crossing, place
 
 from ..communicators.base import Pending
-from ..compressors.base import Compressor
-from ..payload import Payload
+from ..compressors.base import Compressor, Stage
+from ..compressors.checks import check_finite
+from ..payload import Payload, as_array
 from .base import Algorithm, Publishing, naming_senders
 from .rounds import Place, Round, message_nbytes
 
@@ -38,14 +39,15 @@ class GossipAlgorithm(Algorithm):
 
     Messages of step t, from 1, travel along the topology's step t - 1. `directed` and
     `time_varying` say which topologies an algorithm takes, `averages` whether W's rows have to add
-    up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket, and
-    `formulas` are what is to be compiled.
+    up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket, `keeps_x` whether
+    that of update()'s x, too, is to be there the next time; `formulas` are what is to be compiled.
     """
 
     directed: ClassVar[bool] = False
     time_varying: ClassVar[bool] = False
     averages: ClassVar[bool] = True
     synchronous: ClassVar[bool] = False
+    keeps_x: ClassVar[bool] = True
     vectors: ClassVar[tuple[str, ...]] = ("S",)
     formulas: ClassVar[tuple[Elementwise, ...]] = ()
     S: list[Tensor]
@@ -167,25 +169,43 @@ class GossipAlgorithm(Algorithm):
 
     @abstractmethod
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
-        """Turn x_new, where the local optimizer took x, into the next iterate, in place.
+        """Turn x_new, the parameters after the local optimizer, into the next iterate, in place.
 
-        x, which is left to the algorithm until publish() is complete, may be overwritten; both are
-        float32[numel].
+        x is the algorithm's own: the parameters at first, and then what it has left there, with
+        `keeps_x` the iterate, here or in finish(). What the script has done to the parameters since
+        is therefore a part of the local update. Both are float32[numel].
 
         Raises:
-            NotFiniteError: the iterate holds NaN or inf.
+            NotFiniteError: the iterate holds NaN or inf, or the message cannot be encoded.
         """
 
     @abstractmethod
     def publish(self, bucket: int, step: int) -> Publishing:
         """Send what the neighbors need to know of the iterate, and add what theirs is to S."""
 
-    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+    def finish(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """Turn x_new into what the next gradient is taken at, in place; publish() is complete.
 
         Called where the algorithm is `synchronous`.
         """
         raise NotImplementedError
+
+    def _stage(
+        self, z: Tensor, formula: Elementwise, vectors: Sequence[Tensor], *numbers: float
+    ) -> Stage:
+        """Return what applies a formula, which writes z and others, to a part of the vectors."""
+        arrays = [as_array(v) for v in vectors]
+
+        def run(part: slice) -> None:
+            if not formula(*[a[part] for a in arrays], *numbers):
+                check_finite(z, self.name)
+
+        return run
+
+    def _encode_in_parts(self, bucket: int, z: Tensor, step: int, *how: Any) -> Payload:
+        """Encode this rank's message; `how` is what Compressor.encode_in_parts() takes last."""
+        key = (self._seed, step, self.comm.rank, bucket)
+        return self.compressor.encode_in_parts(z, key, self._own[bucket], *how)
 
     def _post(self, bucket: int, step: int) -> Pending:
         """Send the encoded message to this step's targets, and start to receive its sources'."""
@@ -212,19 +232,6 @@ class GossipAlgorithm(Algorithm):
         S = self.S[bucket]
         with naming_senders(self.compressor, arrived, S, self._who, bucket, step):
             self.compressor.accumulate_all(messages, S)
-
-    def _share(
-        self, bucket: int, step: int, z: Tensor, own: Tensor, weight: float, own_weight: float
-    ) -> Publishing:
-        """Send C(z), add sum_j W_ij (C_j - C_i) * `weight` to S, and C_i * `own_weight` to `own`.
-
-        The latter while the messages travel.
-        """
-        message = self._encode(bucket, z, step)
-        arrival = self._gossip(bucket, step, weight, message)
-        yield next(arrival)
-        self.compressor.accumulate(message, own, own_weight)
-        yield from arrival
 
     def stats(self) -> dict[str, Any]:
         """Return what the compressor counts, and how many edges cross hosts, of all ranks'."""
@@ -257,28 +264,11 @@ def copies(vectors: Sequence[Tensor]) -> list[Tensor]:
     return [v.clone() for v in vectors]
 
 
-def check_unbiased(algorithm: Algorithm) -> None:
-    """Raise ValueError if the noise of its compressor does not average out."""
-    if not algorithm.compressor.unbiased:
-        raise ValueError(
-            f"{algorithm.name}: needs an unbiased compressor, got {algorithm.compressor!r}; use "
-            "nuqsgd or another unbiased one here, or this one with allreduce"
-        )
+def copying(source: Tensor, target: Tensor) -> Stage:
+    """Return what copies a part of a vector to another."""
+    a, b = as_array(source), as_array(target)
 
+    def run(part: slice) -> None:
+        b[part] = a[part]
 
-def check_lossless(algorithm: Algorithm) -> None:
-    """Raise ValueError if its compressor rounds: whole parameters do not converge rounded."""
-    if not algorithm.compressor.lossless:
-        raise ValueError(
-            f"{algorithm.name}: sends the parameters themselves and needs compressor 'none', got "
-            f"{algorithm.compressor!r}; use ecd-psgd with it"
-        )
-
-
-def check_stateless(algorithm: Algorithm) -> None:
-    """Raise ValueError if its compressor feeds errors back, which the algorithm does itself."""
-    if algorithm.compressor.stateful:
-        raise ValueError(
-            f"{algorithm.name}: feeds back what its compressor loses, and needs one that does not "
-            f"do so itself, got {algorithm.compressor!r}; use it with allreduce"
-        )
+    return run

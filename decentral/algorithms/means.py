@@ -17,7 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from ..communicators.base import Communicator
-from ..compressors.base import Compressor, Key, NotFiniteError
+from ..compressors.base import Compressor, Key
+from ..compressors.checks import NotFiniteError
 from ..payload import Payload
 from .base import Averaging, check_message, naming_senders
 from .rounds import Round, message_nbytes

@@ -23,16 +23,17 @@ from decentral_kernels.elementwise import Elementwise, Number
 from ..compressors.base import Compressor
 from ..payload import as_array
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_lossless, copies, zeros
+from .gossip import GossipAlgorithm, TopologyLike, copies, zeros
+from .requirements import check_lossless
 
 
 @Elementwise
 def _mix(
     new: Number, S: Number, u: Number, x: Number, W_ii: float, beta: float, rest: float
 ) -> tuple[Number, ...]:
-    """Return x^{t+1}, for x_new = x - eta g, what S begins with in the next step, and u."""
+    """Return x^{t+1}, for x_new = x - eta g, what S begins with in the next step, u, and x."""
     new = new - beta * u + (S - x)
-    return new, W_ii * new, beta * u + rest * (x - new)
+    return new, W_ii * new, beta * u + rest * (x - new), new
 
 
 class QGDSGDm(GossipAlgorithm):

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..compressors.base import Compressor, check_finite
+from ..compressors.base import Compressor
+from ..compressors.checks import check_finite
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, check_lossless
+from .gossip import GossipAlgorithm, TopologyLike
+from .requirements import check_lossless
 
 
 class SGP(GossipAlgorithm):
@@ -67,7 +69,8 @@ class SGP(GossipAlgorithm):
         S.mul_(self.W(step)[self.comm.rank])
         return self._gossip(bucket, step)
 
-    def finish(self, bucket: int, x_new: Tensor, step: int) -> None:
+    def finish(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""
         S = self.S[bucket]
         torch.div(S[:-1], S[-1], out=x_new)
+        x.copy_(x_new)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..registry import Registry
-from .base import Compressor, NotFiniteError
+from .base import Compressor
+from .checks import NotFiniteError
 from .ef_signsgd import EFSignSGD
 from .heuristic_intsgd import HeuristicIntSGD
 from .identity import Identity

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,88 +16,11 @@ import torch
 
 from decentral_kernels.layout import MAX_NUMEL
 
-from ..payload import HEADER_NBYTES, MAX_BUCKET, Payload, as_array, as_tensor
+from ..payload import HEADER_NBYTES, MAX_BUCKET, Payload
+from .checks import check_vector
 
 Key = tuple[int, int, int, int]  # seed, step, rank, bucket
-
-
-class NotFiniteError(ValueError):
-    """A vector cannot be encoded, because coordinate `index` is NaN or inf, or too large."""
-
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
-        self.index = index
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.index)
-
-
-def check_finite(x: Any, name: str) -> None:
-    """Raise NotFiniteError if x, float32[d], holds NaN or inf."""
-    vector = as_tensor(x)
-    if torch.isfinite(vector.sum()):  # one pass; a sum may overflow without an inf, so look closer
-        return
-    wrong = torch.nonzero(~torch.isfinite(vector))
-    if len(wrong):
-        index = int(wrong[0])
-        raise NotFiniteError(
-            f"{name}: expected finite values, got {float(vector[index])} at coordinate {index}",
-            index,
-        )
-
-
-def check_vector(x: Any, what: str) -> Any:
-    """Return x as the kernels take it.
-
-    Raises:
-        TypeError: x is not a float32 NumPy array or torch tensor.
-        ValueError: x is not one-dimensional and contiguous, or is too long.
-    """
-    if not isinstance(x, (np.ndarray, torch.Tensor)) or x.dtype not in (np.float32, torch.float32):
-        got = f"{type(x).__name__} of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
-        raise TypeError(
-            f"{what} must be a float32 NumPy array or torch tensor, got {got}; convert it first"
-        )
-    contiguous = x.is_contiguous() if isinstance(x, torch.Tensor) else x.flags.c_contiguous
-    if x.ndim != 1 or not contiguous:
-        raise ValueError(
-            f"{what} must be one-dimensional and contiguous, got shape {tuple(x.shape)}"
-            f"{'' if contiguous else ', not contiguous'}; flatten it first"
-        )
-    if len(x) > MAX_NUMEL:
-        raise ValueError(f"{what} may have at most {MAX_NUMEL} coordinates, got {len(x)}; split it")
-    return as_array(x)
-
-
-def not_finite(name: str, x: Any, start: int, length: int, what: str) -> NotFiniteError:
-    """Return the error for a block of x, float32[d], that the kernels have refused."""
-    part = as_tensor(x[start : start + length])
-    wrong = (~part.isfinite()).nonzero()
-    if len(wrong):
-        index = start + int(wrong[0])
-        return NotFiniteError(
-            f"{name}: expected finite values, got {float(x[index])} at coordinate {index}", index
-        )
-    index = start + int(part.abs().argmax())
-    return NotFiniteError(
-        f"{name}: {what} is 2^126 or more, too large for float32; the largest value is "
-        f"{float(x[index]):g} at coordinate {index}",
-        index,
-    )
-
-
-def is_whole(value: Any) -> bool:
-    """Return whether a value is an integer, and not True or False."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def check_block_size(name: str, block_size: Any, usual: int) -> None:
-    """Raise ValueError unless so many coordinates can share a scale."""
-    if not (is_whole(block_size) and 1 <= block_size <= MAX_NUMEL):
-        raise ValueError(
-            f"{name}: block_size must be an integer from 1 to {MAX_NUMEL}, got {block_size!r}; "
-            f"{usual} is usual"
-        )
+Stage = Callable[[slice], object]  # what is done to a part of a vector
 
 
 def lossless() -> Compressor:
@@ -203,9 +125,38 @@ class Compressor(ABC):
         if isinstance(array, torch.Tensor) and not self.device_kernels:
             out.copy_from(self.encode(array.cpu().numpy(), key))
             return out
-        length = self._encode(array, key, out)
+        return self._seal(out, self._encode(array, key, out), key, len(x))
+
+    def _seal(self, out: Payload, length: int | None, key: Key, numel: int) -> Payload:
+        """Write the header of a message with a body of so many bytes, None for body_nbytes()."""
         out.resize(out.capacity if length is None else HEADER_NBYTES + length)
-        out.write_header(self.configuration, step=key[1], bucket=key[3], numel=len(x))
+        out.write_header(self.configuration, step=key[1], bucket=key[3], numel=numel)
+        return out
+
+    def encode_in_parts(
+        self,
+        x: Any,
+        key: Key,
+        out: Payload,
+        before: Stage,
+        own: Any,
+        weight: float,
+        after: Stage = lambda part: None,
+    ) -> Payload:
+        """Encode x, float32[d], which before() writes, and add weight * decode to own, float32[d].
+
+        As encode() and accumulate() with before(part) and after(part), of slices that together are
+        x, around them; where the kernels can, part by part, so that a part stays in the cache from
+        its making on. `own` may be x.
+
+        Raises:
+            NotFiniteError: as encode(); nothing is added of the part that cannot be encoded.
+        """
+        everything = slice(0, len(x))
+        before(everything)
+        self.encode(x, key, out)
+        self.accumulate(out, own, weight)
+        after(everything)
         return out
 
     def refuse(self, numel: int, key: Key, out: Payload) -> Payload:

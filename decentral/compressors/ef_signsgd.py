@@ -21,7 +21,8 @@ from decentral_kernels import set_num_threads
 from decentral_kernels import signs as kernels
 
 from ..payload import Payload
-from .base import Compressor, Key, check_block_size, not_finite
+from .base import Compressor, Key
+from .checks import check_block_size, not_finite
 
 
 class EFSignSGD(Compressor):

@@ -13,7 +13,8 @@ from decentral_kernels.coding import Coder
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
 
 from ..payload import Payload, on_device_of, stream_of
-from .base import Compressor, Key, check_block_size, is_whole, not_finite
+from .base import Compressor, Key, Stage
+from .checks import check_block_size, check_vector, is_whole, not_finite
 
 CODINGS = ("fixed", "elias", "huffman")
 _FIXED, _CODED = 0, 1
@@ -106,14 +107,47 @@ class FixedLevelCompressor(Compressor):
         folded, stream = kernels.fold_key(*key), stream_of(x)
         with on_device_of(x):
             bad = kernels.encode(x, folded, self._quantizer, scales, codes, stream)
+        self._check_blocks(x, bad)
+        return self._shorten(payload, scales, codes, len(x))
+
+    def encode_in_parts(
+        self,
+        x: Any,
+        key: Key,
+        out: Payload,
+        before: Stage,
+        own: Any,
+        weight: float,
+        after: Stage = lambda part: None,
+    ) -> Payload:
+        """See Compressor.encode_in_parts."""
+        array, target = (check_vector(v, f"{self.name}: {w}") for v, w in ((x, "x"), (own, "own")))
+        if not isinstance(array, np.ndarray):
+            return super().encode_in_parts(x, key, out, before, own, weight, after)
+        out.resize(out.capacity)
+        scales, codes = self._sections(out, len(x))
+        around = kernels.Around(before, target, weight, after)
+        folded = kernels.fold_key(*key)
+        bad = kernels.encode_in_parts(array, folded, self._quantizer, scales, codes, around)
+        self._check_blocks(array, bad)
+        return self._seal(out, self._shorten(out, scales, codes, len(x)), key, len(x))
+
+    def _check_blocks(self, x: Any, bad: int) -> None:
+        """Raise NotFiniteError for the first block that the kernels have refused; -1 is none."""
         if bad >= 0:
             raise not_finite(
                 self.name, x, bad * self.block_size, self.block_size, f"the norm of block {bad}"
             )
+
+    def _shorten(self, payload: Payload, scales: Any, codes: Any, numel: int) -> int | None:
+        """Put an entropy code in the place of the codes, if that is asked for and shorter.
+
+        Returns the length of the body then, else None.
+        """
         if self._coder is None:
             return None
         coded = np.empty(len(codes), np.uint8)
-        length = self._coder.encode(codes, len(x), coded)
+        length = self._coder.encode(codes, numel, coded)
         mode = payload.body[scales.nbytes : scales.nbytes + 1]
         mode[0] = _FIXED if length < 0 else _CODED
         if length < 0:

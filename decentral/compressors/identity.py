@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..payload import Payload, as_tensor
-from .base import Compressor, Key, check_finite
+from .base import Compressor, Key
+from .checks import check_finite
 
 
 class Identity(Compressor):

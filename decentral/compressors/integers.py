@@ -16,7 +16,8 @@ from decentral_kernels import fold_key, set_num_threads
 from decentral_kernels import integers as kernels
 
 from ..payload import Payload
-from .base import Compressor, Key, check_finite, is_whole
+from .base import Compressor, Key
+from .checks import check_finite, is_whole
 
 ROUNDINGS = ("random", "deterministic")
 _DTYPES = {8: np.int8, 32: np.int32}

@@ -19,7 +19,8 @@ from decentral_kernels import signs as kernels
 from decentral_kernels.layout import UNIT
 
 from ..payload import Payload
-from .base import Compressor, Key, not_finite
+from .base import Compressor, Key
+from .checks import not_finite
 
 
 class Natural(Compressor):

@@ -128,7 +128,7 @@ class Simulation:
     # ---- gossip, or local steps: what mixer.py does, for all ranks ----------------------------
 
     def _step_of_a_round(self) -> None:
-        if self._steps % self._local_steps == 0:
+        if self._steps % self._local_steps == 0 and not self._gossips:
             for old, new in zip(self._beginning, self.workers.x, strict=True):
                 old.copy_(new)
         self.workers.step()
@@ -144,10 +144,10 @@ class Simulation:
         for b in range(len(self.workers.buckets)):
             self._mix(b, t)
         gossip: list[GossipAlgorithm] = self.algorithms  # type: ignore[assignment]
-        for algorithm, vectors in zip(gossip, self._new, strict=True):
+        for algorithm, old, new in zip(gossip, self._old, self._new, strict=True):
             if algorithm.synchronous:
-                for b, vector in enumerate(vectors):
-                    algorithm.finish(b, vector, t)
+                for b, vectors in enumerate(zip(old, new, strict=True)):
+                    algorithm.finish(b, *vectors, t)
 
     def _subtract(self) -> None:
         """Turn parameters into what they moved by, or back."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from math import lcm
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,21 @@ from .threads import share
 # A thread pays for itself from about this many coordinates on (512 KiB of float32).
 GRAIN = 128 * UNIT
 _IN_CACHE = 64  # units; with their codes they stay in the caches of a core
+_PART = 32 * UNIT  # of five vectors a part stays in a core's second cache
+Stage = Callable[[slice], object]
+
+
+class Around(NamedTuple):
+    """What is done to each part of a vector before and after it is encoded, in the cache.
+
+    `before` writes the part, weight * (its decoded values) is added to `out`, float32[n], which may
+    be the vector itself, and then comes `after`.
+    """
+
+    before: Stage
+    out: Any
+    weight: float
+    after: Stage = lambda part: None
 
 
 def share_units(run: Callable[[int, int], Any], numel: int) -> list[Any]:
@@ -63,6 +79,36 @@ def encode(
         return kernel(x, k0, k1, q.block_size, width, scales, codes, first, last)
 
     return first_bad(share_units(run, x.size))
+
+
+def encode_in_parts(
+    x: Any, key: tuple[int, int], q: Quantizer, scales: Any, codes: Any, around: Around
+) -> int:
+    """Encode NumPy's float32[n] x part by part, as `around` says; each is of whole blocks.
+
+    What it returns is encode()'s; nothing is added of a part that cannot be encoded.
+    """
+    kernel = _cpu().encoder(q.bits, q.levels == "exponential", q.norm == "max", q.zero_level)
+    decoder, weight = _decoder(q, add=True), np.float32(around.weight)
+    (k0, k1), width, n = key, norm_width(q.block_size), x.size
+    whole = lcm(q.block_size, UNIT)
+    size = max(1, _PART // whole) * whole
+
+    def one(start: int) -> int:
+        part = slice(start, min(start + size, n))
+        units = part.start // UNIT, -(-part.stop // UNIT)
+        around.before(part)
+        bad = int(kernel(x, k0, k1, q.block_size, width, scales, codes, *units))
+        if bad < 0:
+            decoder(scales, codes, q.block_size, weight, around.out, *units)
+            around.after(part)
+        return bad
+
+    def run(first: int, last: int) -> int:
+        found = (one(p * size) for p in range(first, last))
+        return next((bad for bad in found if bad >= 0), -1)
+
+    return first_bad(share(run, -(-n // size), max(1, GRAIN // size)))
 
 
 def _decoder(q: Quantizer, add: bool) -> Any:
