@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter, OrderedDict, namedtuple
+from pathlib import Path
+from pickle import dumps
 
 import hypothesis.strategies as st
 import numpy as np
@@ -179,3 +181,22 @@ def test_a_damaged_structure_is_an_error(tmp_path, structure, monkeypatch):
     states.write(tmp_path / "file", 1)
     with pytest.raises(ValueError, match="file: damaged: "):
         states.read(tmp_path / "file")
+
+
+class Intruder:
+    """What touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(dumps(value))])
+def test_reading_a_file_that_holds_a_program_does_not_run_it(tmp_path, write):
+    path, touched = tmp_path / "file", tmp_path / "touched"
+    write({"a": Intruder(touched)}, path)
+    with pytest.raises(ValueError, match="file: damaged: "):
+        states.read(path)
+    assert not touched.exists()

@@ -22,6 +22,7 @@ from decentral_kernels import Quantizer
 
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = [(8, 0), (9, 0)]  # A100; H100 and H200
+on_each = pytest.mark.parametrize("capability", CAPABILITIES, ids=["sm_80", "sm_90"])
 
 FLOATS, BYTES, WORDS = float32[::1], uint8[::1], uint32[::1]
 SOURCES = {"float32": WORDS, "bfloat16": uint16[::1], "float16": uint16[::1]}
@@ -98,21 +99,13 @@ def decode(q, is_sum, messages, capability):
     return checked(decode_kernel(q, is_sum, messages), (*many, boolean, WORDS), capability)
 
 
-def capabilities_for(bits, *options):
-    """Both for the default of 4 bits; else one, such that each meets each width and each option.
-
-    Of a compilation nine tenths are typing and lowering, which know no capability.
-    """
-    return CAPABILITIES if bits == 4 else [CAPABILITIES[(bits + sum(options)) % 2]]
-
-
 def has_wide(ptx, what, space="global"):
     """Return whether PTX loads, or stores, four values at once."""
     return re.search(rf"\b{what}\.{space}\.(?:nc\.)?v4\.[bfu]32\b", ptx) is not None
 
 
 @compiles
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@on_each
 @pytest.mark.parametrize("max_norm", [False, True], ids=["l2", "max"])
 def test_norm_kernel(max_norm, capability):
     ptx = norm(max_norm, capability)
@@ -122,70 +115,76 @@ def test_norm_kernel(max_norm, capability):
 @compiles
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_encode_kernel(bits, levels):
-    for capability in capabilities_for(bits, levels == "exponential"):
-        ptx = encode(Quantizer(bits, 8192, "l2", levels), capability)
-        assert "rcp.rn.f32" in ptx or "div.rn.f32" in ptx
-        assert "sqrt.rn.f32" in ptx  # the norms are taken in the same launch
-        assert has_wide(ptx, "ld") and has_wide(ptx, "ld", "shared")
-        assert re.search(r"\bst\.global\.[bu]32\b", ptx)
+@on_each
+def test_encode_kernel(bits, levels, capability):
+    ptx = encode(Quantizer(bits, 8192, "l2", levels), capability)
+    assert "rcp.rn.f32" in ptx or "div.rn.f32" in ptx
+    assert "sqrt.rn.f32" in ptx  # the norms are taken in the same launch
+    assert has_wide(ptx, "ld") and has_wide(ptx, "ld", "shared")
+    assert re.search(r"\bst\.global\.[bu]32\b", ptx)
 
 
 @compiles
 @pytest.mark.parametrize("block_size", [64, 1024, 3072])
-def test_encode_kernel_of_other_blocks(block_size):
-    assert "sqrt.rn.f32" in encode(Quantizer(4, block_size, "l2", "exponential"), (8, 0))
+@on_each
+def test_encode_kernel_of_other_blocks(block_size, capability):
+    assert "sqrt.rn.f32" in encode(Quantizer(4, block_size, "l2", "exponential"), capability)
 
 
 @compiles
 @pytest.mark.parametrize("block_size", [1, 100, 16384])
-def test_encode_kernel_that_reads_the_norms(block_size):
-    assert "sqrt" not in encode(Quantizer(4, block_size, "l2", "exponential"), (9, 0))
+@on_each
+def test_encode_kernel_that_reads_the_norms(block_size, capability):
+    assert "sqrt" not in encode(Quantizer(4, block_size, "l2", "exponential"), capability)
 
 
 @compiles
 @pytest.mark.parametrize("block_size", [100, 8192])
-def test_max_norm(block_size):
-    assert "sqrt" not in encode(Quantizer(4, block_size, "max", "uniform"), (8, 0))
+@on_each
+def test_max_norm(block_size, capability):
+    assert "sqrt" not in encode(Quantizer(4, block_size, "max", "uniform"), capability)
 
 
 @compiles
 @pytest.mark.parametrize("source", ["bfloat16", "float16"])
-def test_sources_of_16_bits(source):
-    ptx = encode(Quantizer(4, 8192, "l2", "exponential"), (9, 0), source)
+@on_each
+def test_sources_of_16_bits(source, capability):
+    ptx = encode(Quantizer(4, 8192, "l2", "exponential"), capability, source)
     assert re.search(r"\bld\.global\.(?:nc\.)?[bu]64\b", ptx)  # four values
-    norm(False, (8, 0), source)
+    norm(False, capability, source)
 
 
 @compiles
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("is_sum", [False, True], ids=["write", "add"])
-def test_decode_kernel(bits, levels, is_sum):
-    for capability in capabilities_for(bits, levels == "exponential", is_sum):
-        ptx = decode(Quantizer(bits, 8192, "l2", levels), is_sum, 1, capability)
-        assert has_wide(ptx, "st") and has_wide(ptx, "ld") == is_sum
+@on_each
+def test_decode_kernel(bits, levels, is_sum, capability):
+    ptx = decode(Quantizer(bits, 8192, "l2", levels), is_sum, 1, capability)
+    assert has_wide(ptx, "st") and has_wide(ptx, "ld") == is_sum
 
 
 @compiles
 @pytest.mark.parametrize(("bits", "messages"), [(4, 2), (7, 3), (3, 4)])
-def test_decode_kernel_of_several_messages(bits, messages):
-    decode(Quantizer(bits, 8192, "l2", "exponential"), True, messages, (9, 0))
+@on_each
+def test_decode_kernel_of_several_messages(bits, messages, capability):
+    decode(Quantizer(bits, 8192, "l2", "exponential"), True, messages, capability)
 
 
 @compiles
-def test_decode_kernel_where_four_coordinates_have_several_scales():
-    decode(Quantizer(4, 7, "max", "uniform"), True, 1, (8, 0))
+@on_each
+def test_decode_kernel_where_four_coordinates_have_several_scales(capability):
+    decode(Quantizer(4, 7, "max", "uniform"), True, 1, capability)
 
 
 @compiles
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_kernels_without_a_zero_level(bits, levels):
-    for capability in capabilities_for(bits, levels == "exponential"):
-        q = Quantizer(bits, 8192, "l2", levels, zero_level=False)
-        encode(q, capability)
-        decode(q, True, 1, capability)
+@on_each
+def test_kernels_without_a_zero_level(bits, levels, capability):
+    q = Quantizer(bits, 8192, "l2", levels, zero_level=False)
+    encode(q, capability)
+    decode(q, True, 1, capability)
 
 
 @compiles
