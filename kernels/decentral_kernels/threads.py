@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 _num_threads = 1
+_here = threading.local()  # `worker`: whether this thread is one of the pool's
 
 
 def set_num_threads(n: int) -> None:
@@ -30,7 +32,11 @@ def get_num_threads() -> int:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="decentral-kernel")
+    return ThreadPoolExecutor(threads, "decentral-kernel", initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    _here.worker = True
 
 
 # A forked child (a DataLoader worker) has none of its parent's threads and would wait for them.
@@ -38,8 +44,13 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def share(run: Callable[[int, int], Any], items: int, grain: int) -> list[Any]:
-    """Call run(first, last) on ranges that cover 0..items; a thread gets at least `grain`."""
+    """Call run(first, last) on ranges that cover 0..items; a thread gets at least `grain`.
+
+    What run() shares in its turn a thread of the pool does alone: it would wait for itself.
+    """
     parts = min(_num_threads, max(1, items // max(1, grain)))
+    if getattr(_here, "worker", False):
+        parts = 1
     if parts == 1:
         return [run(0, items)]
     edges = [items * i // parts for i in range(parts + 1)]

@@ -5,7 +5,14 @@ import pytest
 from kernel_cases import KEY, encoded, vector
 
 from decentral_kernels import Around, Quantizer, backend, get_num_threads, set_num_threads
+from decentral_kernels.elementwise import Elementwise
 from decentral_kernels.layout import UNIT
+
+
+@Elementwise
+def doubled(x, made):
+    return (made + made,)
+
 
 SIZES = (0, 1, 1023, 1025, 32 * UNIT, 32 * UNIT + 1, 200_000)
 BLOCK_SIZES = (7, 512, 1000, 8192, 40_000, 300_000)  # some have no multiple that is a part
@@ -58,6 +65,20 @@ def test_parts_fit_a_cache(threads):
     made = vector("gaussian", 10 * 32 * UNIT)
     *_, parts = in_parts(made, Quantizer(4, 8192, "l2", "exponential"), np.ones_like(made))
     assert len(parts) == 10
+
+
+def test_large_parts_whose_formula_is_shared_too(threads):
+    """The blocks make them so large that both the parts and the formula want the threads."""
+    n, q = 2_000_000, Quantizer(4, 40_000, "l2", "exponential")
+    made, x, own = vector("gaussian", n), np.zeros(n, np.float32), np.zeros(n, np.float32)
+    scales, codes = np.zeros(q.num_blocks(n), np.float32), np.zeros(q.codes_nbytes(n), np.uint8)
+
+    def before(part):
+        assert doubled(x[part], made[part])
+
+    assert backend.encode_in_parts(x, KEY, q, scales, codes, Around(before, own, 1.0)) == -1
+    expected = encoded(backend, made * 2, q)
+    assert scales.tobytes() == expected[1].tobytes() and codes.tobytes() == expected[2].tobytes()
 
 
 def test_what_cannot_be_encoded_is_not_added(threads):
