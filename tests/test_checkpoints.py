@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import optimizer_cases as cases
@@ -128,6 +130,38 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path, algorithm, compress
         cases.equal(cases.parameters(again), cases.parameters(model))
 
     run_local(2, rank)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(patch, changes):
+    """Let a job end behind so many changes to files or folders, if it makes as many."""
+    left = iter(range(changes - 1))
+
+    def counted(change, *args, **options):
+        change(*args, **options)
+        if next(left, None) is None:
+            raise Killed
+
+    for name in ("fsync", "mkdir", "rename", "rmdir", "unlink"):
+        patch.setattr(os, name, partial(counted, getattr(os, name)))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_whatever_the_last_change_of_a_killed_job_each_step_is_whole(tmp_path, step, monkeypatch):
+    for changes in range(1, 100):
+        directory = tmp_path / f"{changes}"
+        saved(directory, 1, ranks=1)
+        with monkeypatch.context() as patch, suppress(Killed):
+            kill_after(patch, changes)
+            saved(directory, step, ranks=1, keep=1)
+            break
+        assert steps_of(directory, 1) in (1, step)
+        for folder in directory.glob("step-*"):
+            assert names(folder) == ["manifest.json", "rank-00000.safetensors"]
+    assert 10 < changes < 99
 
 
 def test_a_job_that_is_killed_while_it_saves_leaves_a_whole_checkpoint():
