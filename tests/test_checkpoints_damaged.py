@@ -34,6 +34,10 @@ def claim(**fields):
     return change
 
 
+FILES = ("rank-00000.safetensors", "rank-00001.safetensors")
+ENTRY = {"bytes": 1, "sha256": "0"}
+
+
 @pytest.mark.parametrize("newest", [2, 3])
 @pytest.mark.parametrize(
     ("file", "damage", "why"),
@@ -49,6 +53,8 @@ def claim(**fields):
         ("manifest.json", claim(step=7), "damaged"),
         ("manifest.json", claim(files={}), "damaged"),
         ("manifest.json", claim(files={"../x": {}, "y": 1}), "damaged"),
+        ("manifest.json", claim(files=dict.fromkeys("xy", ENTRY)), "damaged"),
+        ("manifest.json", claim(files=dict.fromkeys(FILES, ENTRY | {"bytes": "1"})), "damaged"),
     ],
 )
 def test_what_is_not_whole_is_skipped_and_named(tmp_path, caplog, newest, file, damage, why):
