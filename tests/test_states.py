@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoint_cases import same
 from hypothesis import given, settings
+from safetensors.torch import save_file
 
 from decentral import states
 
@@ -175,7 +176,13 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
             assert str(path) in str(error)
 
 
-@pytest.mark.parametrize("structure", ["[[", '{"what": 1}', '{"tensor": "no"}', '{"dict": [1]}'])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        *("[[", '{"what": 1}', '{"tensor": "no"}', '{"dict": [1]}'),
+        *('{"builtins.dict": []}', '{"int": "len([])"}'),  # would be code
+    ],
+)
 def test_a_damaged_structure_is_an_error(tmp_path, structure, monkeypatch):
     monkeypatch.setattr(states.json, "dumps", lambda *_, **__: structure)
     states.write(tmp_path / "file", 1)
@@ -193,7 +200,15 @@ class Intruder:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(dumps(value))])
+def pickle_alone(value, path):
+    path.write_bytes(dumps(value))
+
+
+def pickle_as_the_structure(value, path):
+    save_file({"structure": torch.frombuffer(bytearray(dumps(value)), dtype=torch.uint8)}, path)
+
+
+@pytest.mark.parametrize("write", [torch.save, pickle_alone, pickle_as_the_structure])
 def test_reading_a_file_that_holds_a_program_does_not_run_it(tmp_path, write):
     path, touched = tmp_path / "file", tmp_path / "touched"
     write({"a": Intruder(touched)}, path)
