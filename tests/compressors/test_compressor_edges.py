@@ -95,12 +95,3 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_a_forked_child_does_not_wait_for_its_parents_threads():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=100, env=os.environ)
-
-
-@pytest.mark.parametrize("coding", ["elias", "huffman"])
-def test_what_is_marked_as_no_code_at_all_is_refused(coding):
-    compressor = decentral.compressors.from_name("nuqsgd", coding=coding)
-    payload = compressor.encode(np.ones(1000, np.float32), KEY)
-    payload.body[4] = 7  # behind the one scale
-    with pytest.raises(ValueError, match="the mark 7; the message is damaged"):
-        compressor.decode(payload)
