@@ -6,12 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from launching import EXAMPLE, VICTIM, environment, mpirun, open_mpi
+from resuming_cases import assert_equal
+
+import decentral
+from decentral import states
 
 ULFM = ("--with-ft", "ulfm")
 LIMIT_S = 150
+EVERY_ALGORITHM = Path(__file__).parent / "every_algorithm.py"
 
 
 def train(tmp_path, harm, flags, ranks=4, options=(), **launcher):
@@ -121,6 +127,27 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm="ecd-psgd"):
     assert job.status == 0, job.output
     assert resumed["state_sha256"] == whole["state_sha256"] and len(set(whole["state_sha256"])) > 1
     assert resumed["test_accuracy"] == whole["test_accuracy"] and resumed["steps"] == 30
+
+
+def test_every_algorithm_of_a_killed_job_resumes_to_the_same_bits(tmp_path):
+    """40 steps, against 20, a checkpoint, SIGKILL in step 28, and 20 more by new processes."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def job(directory, *flags):
+        return mpirun(3, EVERY_ALGORITHM, directory, *flags, timeout=LIMIT_S)
+
+    unbroken, broken = job(whole), job(killed, "--save-at", "20", "--kill", "1@27")
+    assert unbroken.status == 0, unbroken.output
+    assert broken.status != 0 and [f.name for f in killed.iterdir()] == ["step-00000020"]
+    resumed = job(killed, "--resume")
+    assert resumed.status == 0, resumed.output
+    for rank in range(3):
+        expected, got = (
+            states.read(folder / "step-00000040" / f"rank-0000{rank}.safetensors")
+            for folder in (whole, killed)
+        )
+        assert {name.split()[0] for name in expected} == set(decentral.algorithms.available())
+        assert_equal(got, expected)
 
 
 def test_resuming_on_fewer_ranks_says_what_begins_anew(tmp_path):
