@@ -194,10 +194,10 @@ class GossipAlgorithm(Algorithm):
         self, z: Tensor, formula: Elementwise, vectors: Sequence[Tensor], *numbers: float
     ) -> Stage:
         """Return what applies a formula, which writes z and others, to a part of the vectors."""
-        arrays = [as_array(v) for v in vectors]
+        apply = formula.on(*[as_array(v) for v in vectors], *numbers)
 
         def run(part: slice) -> None:
-            if not formula(*[a[part] for a in arrays], *numbers):
+            if not apply(part):
                 check_finite(z, self.name)
 
         return run

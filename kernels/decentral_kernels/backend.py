@@ -19,7 +19,7 @@ from .threads import share
 # A thread pays for itself from about this many coordinates on (512 KiB of float32).
 GRAIN = 128 * UNIT
 _IN_CACHE = 64  # units; with their codes they stay in the caches of a core
-_PART = 32 * UNIT  # of five vectors a part stays in a core's second cache
+_PART = 128 * UNIT  # of five vectors, in a core's second cache and its share of the third
 Stage = Callable[[slice], object]
 
 

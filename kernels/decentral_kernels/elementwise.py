@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 from typing import Any
 
@@ -45,20 +45,36 @@ class Elementwise:
 
     def __call__(self, *arguments: Any) -> bool:
         """Apply the function; arguments are NumPy arrays, or CUDA tensors, and numbers."""
-        vectors = arguments[: len(self._vectors)]
+        return self.on(*arguments)(slice(0, len(arguments[0])))
+
+    def on(self, *arguments: Any) -> Callable[[slice], bool]:
+        """Return what applies the function to a part of these vectors, and makes little of a call.
+
+        The part is a slice with a start and a stop, and no step.
+        """
+        vectors, numbers = arguments[: len(self._vectors)], arguments[len(self._vectors) :]
         if not isinstance(vectors[0], np.ndarray):
-            results = self.function(*arguments)
-            for vector, result in zip(vectors, results, strict=False):
-                vector.copy_(result)
-            finite = [vector.isfinite().all() for vector, _ in zip(vectors, results, strict=False)]
-            return bool(reduce(operator.and_, finite))  # one answer to wait for
-        numbers = [np.float32(number) for number in arguments[len(vectors) :]]
-        loop = self._loop
+            return lambda part: self._apply([v[part] for v in vectors], numbers)
+        loop, numbers = self._loop, tuple(map(np.float32, numbers))
 
-        def run(first: int, last: int) -> int:
-            return int(loop(*[v[first:last] for v in vectors], *numbers))
+        def run(first: int, last: int) -> bool:
+            return bool(loop(*[v[first:last] for v in vectors], *numbers) < _INF)
 
-        return max(share(run, len(vectors[0]), GRAIN)) < _INF
+        def apply(part: slice) -> bool:
+            first, n = part.start, part.stop - part.start
+            if n <= GRAIN:
+                return run(first, part.stop)
+            return all(share(lambda a, b: run(first + a, first + b), n, GRAIN))
+
+        return apply
+
+    def _apply(self, vectors: Sequence[Any], numbers: Sequence[float]) -> bool:
+        """Apply the function to tensors, an operation after the other."""
+        results = self.function(*vectors, *numbers)
+        for vector, result in zip(vectors, results, strict=False):
+            vector.copy_(result)
+        finite = [vector.isfinite().all() for vector, _ in zip(vectors, results, strict=False)]
+        return bool(reduce(operator.and_, finite))  # one answer to wait for
 
     def compile(self) -> None:
         """Compile the loop for the CPU, or load it from the disk cache, so that no call has to."""

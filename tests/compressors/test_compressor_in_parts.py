@@ -12,7 +12,7 @@ KINDS = {"numpy": np.array, "torch": lambda x: torch.tensor(np.array(x))}
 @pytest.mark.parametrize("compressor", list(variants()), ids=repr)
 def test_encoding_in_parts_is_encoding_and_adding(compressor, kind):
     """With what makes a part before it, and what takes it away after it."""
-    n = 70_001
+    n = 150_001  # two parts, or one of blocks that are as large
     made, expected, log = gaussian(n), kind(gaussian(n, seed=1)), []
     x, own = kind(np.zeros(n, np.float32)), kind(gaussian(n, seed=1))
 

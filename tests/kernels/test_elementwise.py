@@ -54,6 +54,20 @@ def test_tensors_go_through_the_formula_themselves():
     assert not mixed(*tensors, 0.5, 2.0)
 
 
+@pytest.mark.parametrize("part", (slice(0, 0), slice(3, 900), slice(5, 4 * GRAIN + 1)))
+@pytest.mark.parametrize("kind", (np.asarray, torch.from_numpy), ids=("array", "tensor"))
+def test_a_part_of_the_vectors(part, kind, threads):
+    a, b, c = vectors(5 * GRAIN)
+    expected = [a.copy(), b.copy()]
+    for e, result in zip(expected, mixed.function(a, b, c, *np.float32([0.3, 2])), strict=True):
+        e[part] = result[part]
+    apply = mixed.on(*map(kind, (a, b, c)), 0.3, 2.0)
+    assert apply(part) is True
+    assert a.tobytes() == expected[0].tobytes() and b.tobytes() == expected[1].tobytes()
+    a[part.stop - 1] = np.inf
+    assert apply(part) is (part.stop == 0)
+
+
 @pytest.mark.parametrize("bad", (np.nan, -np.nan, np.inf, -np.inf))
 @pytest.mark.parametrize("where", (0, 3 * GRAIN - 1))
 def test_says_when_what_it_wrote_is_not_finite(bad, where, threads):

@@ -14,7 +14,8 @@ def doubled(x, made):
     return (made + made,)
 
 
-SIZES = (0, 1, 1023, 1025, 32 * UNIT, 32 * UNIT + 1, 200_000)
+PART = backend._PART
+SIZES = (0, 1, 1023, 1025, PART, PART + 1, 3 * PART + 7777)
 BLOCK_SIZES = (7, 512, 1000, 8192, 40_000, 300_000)  # some have no multiple that is a part
 
 
@@ -62,7 +63,7 @@ def test_equals_the_whole(n, block_size, bits, norm, levels, threads):
 
 
 def test_parts_fit_a_cache(threads):
-    made = vector("gaussian", 10 * 32 * UNIT)
+    made = vector("gaussian", 10 * PART)
     *_, parts = in_parts(made, Quantizer(4, 8192, "l2", "exponential"), np.ones_like(made))
     assert len(parts) == 10
 
@@ -82,7 +83,7 @@ def test_large_parts_whose_formula_is_shared_too(threads):
 
 
 def test_what_cannot_be_encoded_is_not_added(threads):
-    n, part = 200_000, 32 * UNIT
+    n, part = 3 * PART + 7777, PART
     made, own = vector("gaussian", n), np.ones(n, np.float32)
     made[part + 8192] = np.inf
     bad, _, _, added, parts = in_parts(made, Quantizer(4, 8192, "l2", "exponential"), own)
@@ -92,7 +93,7 @@ def test_what_cannot_be_encoded_is_not_added(threads):
 
 
 def test_what_is_added_to_may_be_what_is_encoded():
-    n, q = 100_000, Quantizer(4, 512, "l2", "exponential")
+    n, q = PART + 100_000, Quantizer(4, 512, "l2", "exponential")
     made, x = vector("gaussian", n), np.empty(n, np.float32)
     _, scales, codes = encoded(backend, made, q)
 
