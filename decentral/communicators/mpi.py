@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
-from .direct import Direct, survives
+from .collectives import Collectives, Direct, Own, chunks, survives
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Deferred, Operation, Requests
@@ -34,7 +34,6 @@ _EXIT_WAIT_S = 1.0  # an engine has waited longer before
 # From this many bytes on our ring adds, which is faster than either MPI's all-reduce, above all for
 # int8 (benchmarks/all_reduce.py); below it latency counts.
 _RING_FROM = 1 << 16
-_CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
 
 
 def start_mpi() -> Any:
@@ -96,7 +95,7 @@ class MPICommunicator(Communicator):
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._requests = Requests(self.watch, self._comm.translated)
         self._requests.whose = f"rank {self.rank}"
-        self._direct = Direct(Guarded(self._comm.Dup()), self._requests) if survives() else None
+        self._small = self._collectives()
         self._place()
         if self.size > 1:
             atexit.register(self._finish)
@@ -160,6 +159,14 @@ class MPICommunicator(Communicator):
         mine = cuda_aware(arrives) if self.local_rank == 0 else True
         self.device_direct = all(self.all_gather_object(mine))
 
+    def _collectives(self) -> Collectives:
+        from mpi4py import MPI
+
+        if survives():
+            return Direct(Guarded(self._comm.Dup()), self._requests)
+        operators = {"sum": MPI.SUM, "max": MPI.MAX}
+        return Own(self._comm, self._requests, operators, MPI.IN_PLACE)
+
     def _place(self) -> None:
         """Learn which ranks share a host, and how many cores they have together."""
         from mpi4py import MPI
@@ -176,10 +183,6 @@ class MPICommunicator(Communicator):
         self.cores_per_rank = max(1, len(cores) // self.local_size)
         self.spins = self._requests.spins = 0 if self.local_size > len(cores) else _SPINS
         self._around = sorted(range(self.size), key=lambda r: (self.hosts[r], r))
-
-    def _complete(self, request: Any, held: Any = None) -> None:
-        """Wait for one request; everything else goes on meanwhile."""
-        Operation(self._requests, [(request, None)], held).wait()
 
     def _count(self, buffer: Any, copies: int = 1) -> Any:
         """Count a buffer that is handed to MPI for sending, and return it."""
@@ -221,8 +224,6 @@ class MPICommunicator(Communicator):
 
         Device memory is staged, whatever MPI can: none adds it up in a non-blocking operation.
         """
-        from mpi4py import MPI
-
         wire = Wire(vector)
         buffer = wire.outgoing(False)
         self.traffic.add(all_reduce_nbytes(buffer.nbytes, self.size))
@@ -241,68 +242,37 @@ class MPICommunicator(Communicator):
                 buffer[:] = buffer / self.size
             landed()
 
-        if self._direct is not None:
-            return self._direct.sum(buffer, then)
-        parts = [buffer[at : at + _CHUNK] for at in range(0, len(buffer), _CHUNK)]
-        requests = [(self._comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM), None) for part in parts]
-        return Operation(self._requests, requests, (wire, buffer), then)
+        return self._small.reduce(buffer, "sum", then)
 
     def all_reduce_max(self, value: float) -> float:
         """See Communicator.all_reduce_max."""
-        from mpi4py import MPI
-
         result = np.array([value], np.float32)
         self.traffic.add(all_reduce_nbytes(result.nbytes, self.size))
-        if self._direct is not None:
-            return float(max(self._gather(result, [result] * self.size))[0])
-        request = self._comm.Iallreduce(MPI.IN_PLACE, result, MPI.MAX)
-        self._complete(request, result)
+        self._small.reduce(result, "max").wait()
         return float(result[0])
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""
-        for at in range(0, len(data), _CHUNK):
-            part = data[at : at + _CHUNK]
+        for part in chunks(data):
             if self.rank == root:
                 self._count(part, copies=min(1, self.size - 1))
-            if self._direct is not None:
-                self._direct.broadcast(part, root).wait()
-                continue
-            request = self._comm.Ibcast(part, root)
-            self._complete(request, part)
+            self._small.broadcast(part, root).wait()
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """See Communicator.all_gather_object."""
         data = np.frombuffer(pickle.dumps(value), np.uint8)
-        counts = np.zeros(self.size, np.int64)
-        size = np.array([data.size])
-        if self._direct is not None:
-            self._count(data, copies=self.size - 1)
-            sizes = self._gather(size, [size] * self.size)
-            like = [np.empty(int(n[0]), np.uint8) for n in sizes]
-            return [pickle.loads(part.tobytes()) for part in self._gather(data, like)]
-        self._complete(self._comm.Iallgather(size, counts), size)
-        everything = np.empty(counts.sum(), np.uint8)
-        self._count(data, copies=self.size - 1)
-        self._complete(self._comm.Iallgatherv(data, [everything, counts.tolist()]))
-        ends = np.cumsum(counts)
-        return [
-            pickle.loads(everything[e - c : e].tobytes()) for c, e in zip(counts, ends, strict=True)
-        ]
+        sizes = self._gather(np.array([data.size]), [1] * self.size)
+        parts = self._gather(self._count(data, self.size - 1), [int(n[0]) for n in sizes])
+        return [pickle.loads(part.tobytes()) for part in parts]
 
     def barrier(self) -> None:
         """See Communicator.barrier."""
-        if self._direct is not None:
-            nothing = np.empty(0, np.uint8)
-            self._gather(nothing, [nothing] * self.size)
-            return
-        self._complete(self._comm.Ibarrier())
+        self._small.barrier().wait()
 
-    def _gather(self, mine: Any, like: list[Any]) -> list[Any]:
+    def _gather(self, mine: Any, sizes: list[int]) -> list[Any]:
         """Return every rank's vector, by rank."""
         found: list[Any] = []
-        assert self._direct is not None
-        self._direct.gather(mine, like, found.extend).wait()
+        self._small.gather(mine, sizes, found.extend).wait()
         return found
 
     def _finish(self) -> None:

@@ -149,7 +149,7 @@ class Operation:
         owner: of the requests.
         requests: each with what its completion leads to.
         held: what has to stay alive, since MPI keeps no reference to what it sends.
-        then: what is called last.
+        then: what is called last; at once where there are no requests.
         missing: the ranks whose messages have not come, as far as it is known.
         later: when a request may be made, what makes it, and what its completion leads to.
     """
@@ -171,6 +171,8 @@ class Operation:
             owner.add(request, functools.partial(self._one_less, landed))
         for ready, make, landed in triples:
             owner.when(ready, functools.partial(self._make, owner, make, landed))
+        if not pairs and not triples:
+            then()
 
     def _make(self, owner: Requests, make: Callable[[], Any], landed: Landed | None) -> None:
         owner.add(make(), functools.partial(self._one_less, landed))

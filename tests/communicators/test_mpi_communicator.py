@@ -15,13 +15,20 @@ def comm(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "as usual":  # what Open MPI sets for mpirun --with-ft ulfm
             patch.setenv("OMPI_MCA_mpi_ft_enable", "1")
-        return as_communicator()
+        yield as_communicator()
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(comm, check):
     check(comm)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract_of_a_rank_alone(comm, check):
+    """As the survivor of two is."""
+    check(comm.split(comm.rank))
 
 
 @pytest.mark.mpi
