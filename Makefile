@@ -79,7 +79,7 @@ EXCHANGE = python benchmarks/network/exchange.py --turns $(TURNS) --steps 3
 TURNS ?= 2
 # At 100 Mbit/s a step takes seconds, and so does every system's start.
 SLOW = compute ddp ddp-fp16 decent-dp ddp-powersgd allreduce-none allreduce-nuqsgd \
-	allreduce-intsgd ecd-psgd
+	allreduce-huffman allreduce-intsgd ecd-psgd ecd-psgd-huffman
 bench: $(VENV)/bench-ready
 	mkdir -p $(BENCH); export PATH="$(BIN):$$PATH"; failed=; \
 	run() { echo; echo "== $$*"; timeout 900 "$$@" || failed="$$failed; $$*"; }; \
@@ -87,7 +87,8 @@ bench: $(VENV)/bench-ready
 	run $(EXCHANGE) --rates 1gbit 10gbit none --json $(BENCH)/exchange.json; \
 	run $(STEP) --rates 100mbit --turns 1 --systems $(SLOW) --json $(BENCH)/step-4-slow.json; \
 	run $(STEP) --rates 1gbit 10gbit none --json $(BENCH)/step-4.json; \
-	run $(STEP) --hosts 8 --rates 1gbit --batch 4 --json $(BENCH)/step-8.json; \
+	run $(STEP) --hosts 8 --rates 1gbit 10gbit --batch 4 --json $(BENCH)/step-8.json; \
+	run python benchmarks/network/accuracy.py --seeds $(TURNS) --json $(BENCH)/accuracy.json; \
 	run python benchmarks/network/overlap.py --turns $(TURNS) --json $(BENCH)/overlap.json; \
 	run mpirun -n 8 python benchmarks/waiting.py --json $(BENCH)/waiting.json; \
 	run python benchmarks/network/plot.py $(BENCH)/step-4-slow.json $(BENCH)/step-4.json \
