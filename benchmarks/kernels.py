@@ -19,8 +19,7 @@ import torch
 
 from decentral.compressors import NUQSGD
 from decentral_kernels import Quantizer, accumulate, encode, fold_key, integers, signs
-from decentral_kernels.backend import GRAIN
-from decentral_kernels.threads import set_num_threads, share
+from decentral_kernels.threads import GRAIN, set_num_threads, share
 
 KEY, WEIGHT = fold_key(1), 1e-3
 FAMILIES = {

@@ -27,7 +27,7 @@ def flags(description):
     add("--ranks-per-host", type=int, default=1)
     add("--rates", nargs="+", default=["100mbit", "1gbit", "10gbit", "none"], help="tc's words")
     add("--turns", type=int, default=3)
-    add("--steps", type=int, default=5, help="measured in a turn, at most")
+    add("--steps", type=int, default=20, help="measured in a turn, at most")
     add("--budget", type=float, default=4.0, help="seconds a turn for a system's steps, about")
     add("--openmpi", metavar="DIR", help="use the Open MPI installed there instead of MPICH")
     add("--timeout", type=float, default=300, help="seconds for one job")

@@ -86,11 +86,14 @@ def measure(spec, world, args):
     system = build(name, free, args.bits)
     x, y = mlp.batch(batch, world.rank)
     warm = [seconds_of(lambda: system.step(x, y)) for _ in range(system.warm_up)]
-    count = min(max(2, *world.gather(int(args.budget / warm[-1]))), args.steps)
+    within = min(world.gather(args.budget / warm[-1]))  # steps in the budget
+    count, settling = min(max(2, int(within)), args.steps), min(4, 1 + int(within / 4))
     system.finish()
     world.gather(None)
     wire, stats = sent(), system.stats()
-    system.step(x, y)  # what runs ahead of its communication does so from here on
+    # What runs ahead of its communication does so from here on, and connections find their speed.
+    for _ in range(settling):
+        system.step(x, y)
     cpu = time.process_time()
     times = [seconds_of(lambda: system.step(x, y)) for _ in range(count)]
     cpu = time.process_time() - cpu
@@ -106,8 +109,8 @@ def measure(spec, world, args):
         "median_s": statistics.median(times),
         "min_s": min(times),
         "cpu_s": cpu / count,
-        "wire_bytes": (sent() - wire) / (count + 1),
-        **differences(stats, system.stats(), count + 1),
+        "wire_bytes": (sent() - wire) / (count + settling),
+        **differences(stats, system.stats(), count + settling),
     }
 
 
@@ -127,7 +130,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--systems", nargs="+", required=True, metavar="NAME[@BATCH|@free]")
     parser.add_argument("--batch", type=int, default=16, help="per rank")
-    parser.add_argument("--steps", type=int, default=5, help="measured ones, at most")
+    parser.add_argument("--steps", type=int, default=20, help="measured ones, at most")
     parser.add_argument("--budget", type=float, default=5.0, help="seconds for them, about")
     parser.add_argument("--bits", type=int, default=4)
     args = parser.parse_args(argv)

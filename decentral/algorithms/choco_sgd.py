@@ -26,7 +26,7 @@ from decentral_topologies import Topology
 
 from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, copies, zeros
+from .gossip import GossipAlgorithm, TopologyLike, applied, copies, zeros
 from .means import rounding_noise
 from .requirements import check_stateless
 
@@ -107,7 +107,7 @@ class ChocoSGD(GossipAlgorithm):
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         xh = self.xh[bucket]
-        z = self._stage(x, _difference, (x, x_new, xh))
+        z = applied(_difference, x, x_new, xh)
         self._encode_in_parts(bucket, x, step, z, xh, self._scale)
 
     def publish(self, bucket: int, step: int) -> Publishing:

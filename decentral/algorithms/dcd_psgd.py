@@ -21,7 +21,7 @@ from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, copying, zeros
+from .gossip import GossipAlgorithm, TopologyLike, applied, zeros
 from .requirements import check_unbiased
 
 
@@ -61,9 +61,9 @@ class DCDPSGD(GossipAlgorithm):
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
-        z = self._stage(x_new, _difference, (x_new, x, self.S[bucket]))
+        z = applied(_difference, x_new, x, self.S[bucket])
         # As a neighbor's replica would be, from what it was: equal to it bit for bit.
-        self._encode_in_parts(bucket, x_new, step, z, x, 1.0, copying(x, x_new))
+        self._encode_in_parts(bucket, x_new, step, z, x, 1.0, (x, x_new))
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""

@@ -21,7 +21,7 @@ from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, zeros
+from .gossip import GossipAlgorithm, TopologyLike, applied, zeros
 from .means import rounding_noise
 from .requirements import check_stateless
 
@@ -75,7 +75,7 @@ class DeepSqueeze(GossipAlgorithm):
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""
         e = self.e[bucket]
-        v = self._stage(e, _compensate, (e, x_new))
+        v = applied(_compensate, e, x_new)
         self._encode_in_parts(bucket, e, step, v, e, -1.0)
 
     def publish(self, bucket: int, step: int) -> Publishing:

@@ -27,7 +27,7 @@ from decentral_kernels.elementwise import Elementwise, Number
 
 from ..compressors.base import Compressor
 from .base import Publishing
-from .gossip import GossipAlgorithm, TopologyLike, copies, copying, zeros
+from .gossip import GossipAlgorithm, TopologyLike, applied, copies, zeros
 from .requirements import check_unbiased
 
 
@@ -94,10 +94,10 @@ class ECDPSGD(GossipAlgorithm):
         t, xt = self._t(step), self.xt[bucket]
         vectors = (x_new, x, xt, self.S[bucket])
         if self.published:
-            z = self._stage(x, _mix_as_published, vectors, t / 2, 1 - 2 / t)
+            z = applied(_mix_as_published, *vectors, t / 2, 1 - 2 / t)
         else:
-            z = self._stage(x, _mix, vectors, t / 2)
-        self._encode_in_parts(bucket, x, step, z, xt, 2 / t, copying(x_new, x))
+            z = applied(_mix, *vectors, t / 2)
+        self._encode_in_parts(bucket, x, step, z, xt, 2 / t, (x_new, x))
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 import decentral_topologies
-from decentral_kernels.elementwise import Elementwise
+from decentral_kernels.elementwise import Applied, Elementwise
 from decentral_topologies import Topology, crossing, place
 
 from ..communicators.base import Pending
-from ..compressors.base import Compressor, Stage
-from ..compressors.checks import check_finite
+from ..compressors.base import Compressor
 from ..payload import Payload, as_array
 from .base import Algorithm, Publishing, naming_senders
 from .rounds import Place, Round, message_nbytes
@@ -190,18 +189,6 @@ class GossipAlgorithm(Algorithm):
         """
         raise NotImplementedError
 
-    def _stage(
-        self, z: Tensor, formula: Elementwise, vectors: Sequence[Tensor], *numbers: float
-    ) -> Stage:
-        """Return what applies a formula, which writes z and others, to a part of the vectors."""
-        apply = formula.on(*[as_array(v) for v in vectors], *numbers)
-
-        def run(part: slice) -> None:
-            if not apply(part):
-                check_finite(z, self.name)
-
-        return run
-
     def _encode_in_parts(self, bucket: int, z: Tensor, step: int, *how: Any) -> Payload:
         """Encode this rank's message; `how` is what Compressor.encode_in_parts() takes last."""
         key = (self._seed, step, self.comm.rank, bucket)
@@ -264,11 +251,6 @@ def copies(vectors: Sequence[Tensor]) -> list[Tensor]:
     return [v.clone() for v in vectors]
 
 
-def copying(source: Tensor, target: Tensor) -> Stage:
-    """Return what copies a part of a vector to another."""
-    a, b = as_array(source), as_array(target)
-
-    def run(part: slice) -> None:
-        b[part] = a[part]
-
-    return run
+def applied(formula: Elementwise, *arguments: Tensor | float) -> Applied:
+    """Return a formula with what it is applied to: vectors, and then numbers."""
+    return formula.on(*[as_array(a) if isinstance(a, Tensor) else a for a in arguments])

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from decentral_kernels.elementwise import Applied
 from decentral_kernels.layout import MAX_NUMEL
 
 from ..payload import HEADER_NBYTES, MAX_BUCKET, Payload
-from .checks import check_vector
+from .checks import check_finite, check_vector
 
 Key = tuple[int, int, int, int]  # seed, step, rank, bucket
-Stage = Callable[[slice], object]  # what is done to a part of a vector
 
 
 def lossless() -> Compressor:
@@ -138,25 +138,26 @@ class Compressor(ABC):
         x: Any,
         key: Key,
         out: Payload,
-        before: Stage,
+        made: Applied,
         own: Any,
         weight: float,
-        after: Stage = lambda part: None,
+        copy: tuple[Any, Any] | None = None,
     ) -> Payload:
-        """Encode x, float32[d], which before() writes, and add weight * decode to own, float32[d].
+        """Encode x, float32[d], which made() writes, and add weight * decode to own, float32[d].
 
-        As encode() and accumulate() with before(part) and after(part), of slices that together are
-        x, around them; where the kernels can, part by part, so that a part stays in the cache from
-        its making on. `own` may be x.
+        As encode() and accumulate() after it; then the first vector in `copy` is copied to the
+        second. Where the kernels can, part by part, so that a part stays in the cache from its
+        making on. `own` may be x.
 
         Raises:
             NotFiniteError: as encode(); nothing is added of the part that cannot be encoded.
         """
-        everything = slice(0, len(x))
-        before(everything)
+        if not made():
+            check_finite(x, self.name)
         self.encode(x, key, out)
         self.accumulate(out, own, weight)
-        after(everything)
+        if copy is not None:
+            copy[1][:] = copy[0]
         return out
 
     def refuse(self, numel: int, key: Key, out: Payload) -> Payload:

@@ -10,11 +10,12 @@ import numpy as np
 import decentral_kernels as kernels
 from decentral_kernels.code_tables import SEGMENT
 from decentral_kernels.coding import Coder
+from decentral_kernels.elementwise import NOT_FINITE, Applied
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
 
-from ..payload import Payload, on_device_of, stream_of
-from .base import Compressor, Key, Stage
-from .checks import check_block_size, check_vector, is_whole, not_finite
+from ..payload import Payload, as_array, on_device_of, stream_of
+from .base import Compressor, Key
+from .checks import check_block_size, check_finite, check_vector, is_whole, not_finite
 
 CODINGS = ("fixed", "elias", "huffman")
 _FIXED, _CODED = 0, 1
@@ -115,20 +116,23 @@ class FixedLevelCompressor(Compressor):
         x: Any,
         key: Key,
         out: Payload,
-        before: Stage,
+        made: Applied,
         own: Any,
         weight: float,
-        after: Stage = lambda part: None,
+        copy: tuple[Any, Any] | None = None,
     ) -> Payload:
         """See Compressor.encode_in_parts."""
         array, target = (check_vector(v, f"{self.name}: {w}") for v, w in ((x, "x"), (own, "own")))
         if not isinstance(array, np.ndarray):
-            return super().encode_in_parts(x, key, out, before, own, weight, after)
+            return super().encode_in_parts(x, key, out, made, own, weight, copy)
         out.resize(out.capacity)
         scales, codes = self._sections(out, len(x))
-        around = kernels.Around(before, target, weight, after)
+        pair = None if copy is None else (as_array(copy[0]), as_array(copy[1]))
+        around = kernels.Around(made, target, weight, pair)
         folded = kernels.fold_key(*key)
         bad = kernels.encode_in_parts(array, folded, self._quantizer, scales, codes, around)
+        if bad == NOT_FINITE:
+            check_finite(array, self.name)
         self._check_blocks(array, bad)
         return self._seal(out, self._shorten(out, scales, codes, len(x)), key, len(x))
 

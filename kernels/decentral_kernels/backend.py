@@ -13,27 +13,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .elementwise import NOT_FINITE, Applied
 from .layout import UNIT, Quantizer, norm_width
-from .threads import share
+from .threads import GRAIN, share
 
-# A thread pays for itself from about this many coordinates on (512 KiB of float32).
-GRAIN = 128 * UNIT
 _IN_CACHE = 64  # units; with their codes they stay in the caches of a core
-_PART = 128 * UNIT  # of five vectors, in a core's second cache and its share of the third
-Stage = Callable[[slice], object]
+_PART = 8 * UNIT  # of about five vectors, in a core's second cache
 
 
 class Around(NamedTuple):
     """What is done to each part of a vector before and after it is encoded, in the cache.
 
-    `before` writes the part, weight * (its decoded values) is added to `out`, float32[n], which may
-    be the vector itself, and then comes `after`.
+    `made` writes the part, weight * (its decoded values) is added to `out`, float32[n], which may
+    be the vector itself, and then the first of the vectors in `copy` is copied to the second.
     """
 
-    before: Stage
+    made: Applied
     out: Any
     weight: float
-    after: Stage = lambda part: None
+    copy: tuple[Any, Any] | None = None
 
 
 def share_units(run: Callable[[int, int], Any], numel: int) -> list[Any]:
@@ -86,29 +84,23 @@ def encode_in_parts(
 ) -> int:
     """Encode NumPy's float32[n] x part by part, as `around` says; each is of whole blocks.
 
-    What it returns is encode()'s; nothing is added of a part that cannot be encoded.
+    What it returns is encode()'s, or NOT_FINITE where what `around` has made is not; nothing is
+    added of a part that cannot be encoded.
     """
     kernel = _cpu().encoder(q.bits, q.levels == "exponential", q.norm == "max", q.zero_level)
-    decoder, weight = _decoder(q, add=True), np.float32(around.weight)
-    (k0, k1), width, n = key, norm_width(q.block_size), x.size
+    decoder, made = _decoder(q, add=True), around.made
+    (k0, k1), width, units = key, norm_width(q.block_size), -(-x.size // UNIT)
     whole = lcm(q.block_size, UNIT)
-    size = max(1, _PART // whole) * whole
-
-    def one(start: int) -> int:
-        part = slice(start, min(start + size, n))
-        units = part.start // UNIT, -(-part.stop // UNIT)
-        around.before(part)
-        bad = int(kernel(x, k0, k1, q.block_size, width, scales, codes, *units))
-        if bad < 0:
-            decoder(scales, codes, q.block_size, weight, around.out, *units)
-            around.after(part)
-        return bad
+    size = max(1, _PART // whole) * whole // UNIT
+    source, target = around.copy or (x[:0], x[:0])
+    arguments = (*made.vectors, *made.numbers, x, source, target, k0, k1, q.block_size, width)
+    arguments += (scales, codes, around.out, np.float32(around.weight), kernel, decoder, size)
 
     def run(first: int, last: int) -> int:
-        found = (one(p * size) for p in range(first, last))
-        return next((bad for bad in found if bad >= 0), -1)
+        return int(made.formula.in_parts(*arguments, first * size, min(last * size, units)))
 
-    return first_bad(share(run, -(-n // size), max(1, GRAIN // size)))
+    found = share(run, -(-units // size), max(1, GRAIN // (size * UNIT)))
+    return NOT_FINITE if NOT_FINITE in found else first_bad(found)
 
 
 def _decoder(q: Quantizer, add: bool) -> Any:

@@ -20,6 +20,7 @@ from numba import float32, njit, types, uint32
 from .cpu_parts import (
     ABS,
     bits_of,
+    called,
     counter,
     draw,
     float_of,
@@ -42,8 +43,8 @@ _floats, _bytes = types.float32[::1], types.uint8[::1]
 _read_floats = types.Array(types.float32, 1, "C", readonly=True)
 _read_bytes = types.Array(types.uint8, 1, "C", readonly=True)
 _int = types.int64
-_ENCODE = _int(_read_floats, uint32, uint32, _int, _int, _floats, _bytes, _int, _int)
-_DECODE = types.void(_read_floats, _read_bytes, _int, float32, _floats, _int, _int)
+ENCODE = _int(_read_floats, uint32, uint32, _int, _int, _floats, _bytes, _int, _int)
+DECODE = types.void(_read_floats, _read_bytes, _int, float32, _floats, _int, _int)
 
 
 @lru_cache(maxsize=None)
@@ -66,7 +67,8 @@ def encoder(
     count = whole[-1] // _PIECES
     word_type = u32 if at_once else np.uint64
 
-    @njit(_ENCODE, nogil=True, cache=True)
+    @njit(ENCODE, nogil=True, cache=True)
+    @called("encode", bits, exponential, is_max, zero_level)
     def encode(x, k0, k1, block_size, width, scales, out, first, last):
         def pack(codes, columns, out):
             for k in range(columns):
@@ -181,7 +183,8 @@ def decoder(
     word_type = u32 if planes * 8 <= 32 else np.uint64
     code_mask, level_mask = word_type((1 << bits) - 1), u32((1 << (bits - 1)) - 1)
 
-    @njit(_DECODE, nogil=True, cache=True)
+    @njit(DECODE, nogil=True, cache=True)
+    @called("decode", bits, exponential, add, zero_level)
     def decode(scales, packed, block_size, weight, out, first, last):
         def unpack(packed, columns, codes):
             for k in range(columns):

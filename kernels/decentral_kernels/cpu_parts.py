@@ -6,6 +6,7 @@ around every operation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,20 @@ from .rng import DRAW_BITS, GOLDEN, ROUND_1, ROUND_2
 u8, u32, f32 = np.uint8, np.uint32, np.float32
 ABS = u32(0x7FFFFFFF)
 _LINE = 16  # floats in a cache line
+
+
+def called(*name: object) -> Callable[[Any], Any]:
+    """Return a decorator, for under njit, that names a closure after what it is closed over.
+
+    Numba looks compiled functions up by name when one is handed to another; two that were cached by
+    different processes may have a name in common otherwise, and then the wrong one is called.
+    """
+
+    def rename(function: Any) -> Any:
+        function.__qualname__ = "_".join(map(str, name))
+        return function
+
+    return rename
 
 
 @intrinsic

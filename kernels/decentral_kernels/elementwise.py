@@ -15,11 +15,33 @@ from typing import Any
 
 import numpy as np
 
-from .backend import GRAIN
-from .threads import share
+from .threads import GRAIN, share
 
-_INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
+INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
+NOT_FINITE = -2  # of in_parts(), where the index of a block is expected: what was made is not
 Number = Any  # what a formula's parameters are: a number, an array or a tensor
+
+
+class Applied:
+    """A formula with what it is applied to: NumPy arrays, or CUDA tensors, and numbers."""
+
+    def __init__(
+        self, formula: Elementwise, vectors: Sequence[Any], numbers: Sequence[float]
+    ) -> None:
+        self.formula, self.vectors = formula, vectors
+        self.numbers = tuple(map(np.float32, numbers))
+
+    def __call__(self) -> bool:
+        """Apply it; return whether all that was written is finite."""
+        vectors, formula = self.vectors, self.formula
+        if not isinstance(vectors[0], np.ndarray):
+            return formula.apply_to_tensors(vectors, tuple(map(float, self.numbers)))
+        loop = formula.loop
+
+        def run(first: int, last: int) -> bool:
+            return bool(loop(*[v[first:last] for v in vectors], *self.numbers) < INF)
+
+        return all(share(run, len(vectors[0]), GRAIN))
 
 
 class Elementwise:
@@ -43,32 +65,25 @@ class Elementwise:
         self._vectors = [p.name for p in parameters if p.name not in self._numbers]
         self._written = self._vectors[: len(function(*(1.0 for _ in parameters)))]
 
+    @property
+    def num_vectors(self) -> int:
+        """How many vectors it takes, before the numbers."""
+        return len(self._vectors)
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers it takes."""
+        return len(self._numbers)
+
     def __call__(self, *arguments: Any) -> bool:
         """Apply the function; arguments are NumPy arrays, or CUDA tensors, and numbers."""
-        return self.on(*arguments)(slice(0, len(arguments[0])))
+        return self.on(*arguments)()
 
-    def on(self, *arguments: Any) -> Callable[[slice], bool]:
-        """Return what applies the function to a part of these vectors, and makes little of a call.
+    def on(self, *arguments: Any) -> Applied:
+        """Return what applies the function to these vectors and numbers."""
+        return Applied(self, arguments[: self.num_vectors], arguments[self.num_vectors :])
 
-        The part is a slice with a start and a stop, and no step.
-        """
-        vectors, numbers = arguments[: len(self._vectors)], arguments[len(self._vectors) :]
-        if not isinstance(vectors[0], np.ndarray):
-            return lambda part: self._apply([v[part] for v in vectors], numbers)
-        loop, numbers = self._loop, tuple(map(np.float32, numbers))
-
-        def run(first: int, last: int) -> bool:
-            return bool(loop(*[v[first:last] for v in vectors], *numbers) < _INF)
-
-        def apply(part: slice) -> bool:
-            first, n = part.start, part.stop - part.start
-            if n <= GRAIN:
-                return run(first, part.stop)
-            return all(share(lambda a, b: run(first + a, first + b), n, GRAIN))
-
-        return apply
-
-    def _apply(self, vectors: Sequence[Any], numbers: Sequence[float]) -> bool:
+    def apply_to_tensors(self, vectors: Sequence[Any], numbers: Sequence[float]) -> bool:
         """Apply the function to tensors, an operation after the other."""
         results = self.function(*vectors, *numbers)
         for vector, result in zip(vectors, results, strict=False):
@@ -78,10 +93,18 @@ class Elementwise:
 
     def compile(self) -> None:
         """Compile the loop for the CPU, or load it from the disk cache, so that no call has to."""
-        _ = self._loop
+        _ = self.in_parts
 
     @cached_property
-    def _loop(self) -> Any:
+    def in_parts(self) -> Any:
+        """The loop that makes a message by the formula: cpu_in_parts.compile_in_parts()."""
+        from .cpu_in_parts import compile_in_parts
+
+        return compile_in_parts(self)
+
+    @cached_property
+    def loop(self) -> Any:
+        """The formula as a loop on the CPU; it returns the bits of the largest |result|."""
         from numba import float32, njit, types, uint32
 
         from .cpu_parts import ABS, bits_of

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import GRAIN
-from .threads import share
+from .threads import GRAIN, share
 
 
 class Rounded(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import GRAIN, first_bad, share_units
-from .threads import share
+from .backend import first_bad, share_units
+from .threads import GRAIN, share
 
 
 def signs_nbytes(numel: int) -> int:

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+# From this many coordinates on (512 KiB of float32) another thread pays for itself.
+GRAIN = 1 << 17
+
 _num_threads = 1
 _here = threading.local()  # `worker`: whether this thread is one of the pool's
 

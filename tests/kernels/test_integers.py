@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from kernel_cases import KEY, KINDS, SIZES, assert_same_bits, vector
 
-from decentral_kernels import backend, fold_key, integers, reference_integers, set_num_threads
+from decentral_kernels import fold_key, integers, reference_integers, set_num_threads
+from decentral_kernels.threads import GRAIN
 
 LIMITS = {np.int8: (-16.0, 15.0), np.int32: (-(2.0**31), 2147483520.0)}
 ALPHAS = (1.0, 3e4, 1e30)
@@ -75,7 +76,7 @@ def test_sum_of_squares(kind):
 
 
 def test_threads_write_the_same():
-    x = vector("gaussian", 3 * backend.GRAIN + 12345)
+    x = vector("gaussian", 3 * GRAIN + 12345)
     one = rounded(x, 10.0)
     set_num_threads(3)
     try:
