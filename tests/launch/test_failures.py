@@ -20,7 +20,7 @@ LIMIT_S = 150
 EVERY_ALGORITHM = Path(__file__).parent / "every_algorithm.py"
 
 
-def train(tmp_path, harm, flags, ranks=4, options=(), **launcher):
+def train(tmp_path, harm, flags, ranks=3, options=(), **launcher):
     """Return the job, and what it wrote to --json, if it came so far."""
     result = tmp_path / "result.json"
     result.unlink(missing_ok=True)
@@ -77,8 +77,8 @@ def test_a_stopped_rank_is_named_when_patience_ends(tmp_path, algorithm, mpi):
 
 
 def test_an_exception_of_one_rank_ends_the_job(tmp_path):
-    job, result = train(tmp_path, ["RAISE:3@4"], "")
-    assert job.status != 0 and result is None
+    job, result = train(tmp_path, ["RAISE:2@4"], "")
+    assert job.status != 0 and result is None, job.output
     assert job.output.count("ZeroDivisionError: harm done") == 1, job.output
     assert ", in suffer\n" in job.output  # the traceback
 
@@ -91,8 +91,10 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path, what):
     assert "Traceback" not in job.output
     (saved,) = folder.iterdir()
     assert 9 <= int(saved.name.removeprefix("step-")) <= 12
-    job, result = train(tmp_path, [], f"--checkpoint-dir {folder} --resume")
-    assert job.status == 0 and result["steps"] == 2 * 23, job.output
+    if what == "TERM":
+        flags = f"--checkpoint-dir {folder} --resume --max-steps 20"
+        job, result = train(tmp_path, [], flags)
+        assert job.status == 0 and result["steps"] == 20, job.output
 
 
 @pytest.mark.parametrize("launched", ["mpich", "openmpi"])
@@ -122,7 +124,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm="ecd-psgd"):
     flags = f"--algorithm {algorithm} --max-steps 30"
     _, whole = train(tmp_path, [], flags)
     flags += f" --checkpoint-dir {folder} --checkpoint-every 10"
-    job, result = train(tmp_path, ["KILL:3@25"], flags)
+    job, result = train(tmp_path, ["KILL:1@25"], flags)
     assert job.status != 0 and result is None
     assert sorted(p.name for p in folder.iterdir()) == ["step-00000010", "step-00000020"]
     job, resumed = train(tmp_path, [], f"{flags} --resume")
@@ -155,8 +157,8 @@ def test_every_algorithm_of_a_killed_job_resumes_to_the_same_bits(tmp_path):
 def test_resuming_on_fewer_ranks_says_what_begins_anew(tmp_path):
     flags = f"--checkpoint-dir {tmp_path / 'checkpoints'}"
     _, before = train(tmp_path, [], f"{flags} --max-steps 30")
-    job, result = train(tmp_path, [], f"{flags} --resume", ranks=3)
+    job, result = train(tmp_path, [], f"{flags} --resume", ranks=2)
     assert job.status == 0, job.output
-    assert "resumed on 3 ranks what 4 had saved at step 30" in job.output
+    assert "resumed on 2 ranks what 3 had saved at step 30" in job.output
     assert "residuals, estimates and norms begin anew, and so does an epoch" in job.output
-    assert result["steps"] == 2 * 23 and result["train_loss"] < before["train_loss"]
+    assert result["steps"] == 2 * 30 and result["train_loss"] < before["train_loss"]
