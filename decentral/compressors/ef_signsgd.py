@@ -86,7 +86,10 @@ class EFSignSGD(Compressor):
         return scales, payload.section(split, kernels.signs_nbytes(numel), np.uint8)
 
     def _residual(self, key: Key, numel: int) -> Any:
-        e = self._residuals.setdefault((key[2], key[3]), np.zeros(numel, np.float32))
+        where = key[2:]
+        if where not in self._residuals:
+            self._residuals[where] = np.zeros(numel, np.float32)
+        e = self._residuals[where]
         if len(e) != numel:
             raise ValueError(
                 f"{self.name}: rank {key[2]}, bucket {key[3]} had {len(e)} coordinates, got "
