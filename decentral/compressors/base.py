@@ -153,12 +153,17 @@ class Compressor(ABC):
             NotFiniteError: as encode(); nothing is added of the part that cannot be encoded.
         """
         if not made():
-            check_finite(x, self.name)
+            self._raise_not_finite(made, x)
         self.encode(x, key, out)
         self.accumulate(out, own, weight)
         if copy is not None:
             copy[1][:] = copy[0]
         return out
+
+    def _raise_not_finite(self, made: Applied, x: Any) -> None:
+        """Raise NotFiniteError for what a formula has made of x, or of another of its vectors."""
+        for vector in (x, *made.vectors):
+            check_finite(vector, self.name)
 
     def refuse(self, numel: int, key: Key, out: Payload) -> Payload:
         """Write, instead of a message, that these coordinates cannot be encoded: NaN when decoded.

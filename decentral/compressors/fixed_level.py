@@ -15,7 +15,7 @@ from decentral_kernels.layout import MAX_BITS, MIN_BITS
 
 from ..payload import Payload, as_array, on_device_of, stream_of
 from .base import Compressor, Key
-from .checks import check_block_size, check_finite, check_vector, is_whole, not_finite
+from .checks import check_block_size, check_vector, is_whole, not_finite
 
 CODINGS = ("fixed", "elias", "huffman")
 _FIXED, _CODED = 0, 1
@@ -132,7 +132,7 @@ class FixedLevelCompressor(Compressor):
         folded = kernels.fold_key(*key)
         bad = kernels.encode_in_parts(array, folded, self._quantizer, scales, codes, around)
         if bad == NOT_FINITE:
-            check_finite(array, self.name)
+            self._raise_not_finite(made, array)
         self._check_blocks(array, bad)
         return self._seal(out, self._shorten(out, scales, codes, len(x)), key, len(x))
 

@@ -17,6 +17,11 @@ def taken(x, made):
     return (made,)
 
 
+@Elementwise
+def squared(x, y):
+    return y, y * y
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("compressor", list(variants()), ids=repr)
 def test_encoding_in_parts_is_encoding_and_adding(compressor, kind):
@@ -47,3 +52,17 @@ def test_what_is_made_must_be_finite(compressor, value):
             x, KEY, compressor.new_payload(n), taken.on(x, made), own, 0.5
         )
     assert np.isfinite(own).all()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("compressor", list(variants()), ids=repr)
+def test_what_else_is_made_must_be_finite(compressor, kind):
+    """The message is, but not what the formula writes besides."""
+    n = 30_001
+    x, y = kind(np.zeros(n, np.float32)), kind(gaussian(n))
+    y[20_002] = 1e20
+    z, out = squared.on(as_array(x), as_array(y)), compressor.new_payload(n, like=x)
+    with pytest.raises(
+        NotFiniteError, match=r"expected finite values, got inf at coordinate 20002"
+    ):
+        compressor.fresh().encode_in_parts(x, KEY, out, z, kind(gaussian(n)), 0.5)
