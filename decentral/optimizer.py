@@ -123,6 +123,8 @@ class DistributedOptimizer(Recovering):
         """See Recovering._begin."""
         comm, algorithm = self._comm, self._algorithm
         threads = min(comm.cores_per_rank, torch.get_num_threads())
+        if not any(p.is_cuda for p in self._buckets.parameters):
+            algorithm.adapt()
         comm.first_on_each_host(lambda: algorithm.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
         vectors = [bucket.of(x) for bucket in self._buckets]
@@ -250,8 +252,8 @@ class DistributedOptimizer(Recovering):
         average_every found it last, or consensus_every estimated it, 0 at the start;
         communication_s, in which messages were made, under way or read, waited_s of it, in which
         this rank's training stood still for them, and hidden, the share that was not waited for;
-        and what algorithm and compressor count (intsgd: clipped, largest_integer; gossip:
-        edges_across_hosts).
+        and what algorithm and compressor count, or chose (intsgd: clipped, largest_integer; nuqsgd
+        and its like: coding; allreduce: exchange, by bucket; gossip: edges_across_hosts).
         """
         figures = self._ledger.stats(self._steps, self._buckets, self._algorithm, self._engine)
         return figures | {"skipped": self._skips.count}

@@ -43,7 +43,7 @@ TOPOLOGY: Table = {
 COMPRESSOR: Table = {
     "bits": (int, "per coordinate; by default the compressor's, 4 for nuqsgd"),
     "block_size": (int, "coordinates that share a scale; 8192 for nuqsgd"),
-    "coding": (str, "fixed, elias, huffman"),
+    "coding": (str, "auto, fixed, elias, huffman"),
     "rounding": (str, "random, deterministic"),
 }
 # What a result is reproduced with, besides the options above.

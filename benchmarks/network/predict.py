@@ -25,7 +25,7 @@ import decentral
 from decentral.algorithms import GossipAlgorithm
 from decentral.simulate import Links, Machine, Workload, predict
 
-DEFAULT = ("allreduce-none", "allreduce-nuqsgd", "d-psgd", "ecd-psgd")
+DEFAULT = ("allreduce-none", "allreduce-fixed", "d-psgd", "ecd-psgd-fixed")
 _COSTS = str(Path(__file__).with_name("costs.py"))
 _SUM_MIB = 16
 
@@ -52,6 +52,7 @@ def compressor_of(system, bits):
     """Return the compressor of a system as systems.py makes it."""
     kind = SYSTEMS[system]
     options = {"bits": bits} if kind.takes_bits(kind) else {}
+    options |= {"coding": kind.coding} if kind.coding else {}
     return decentral.compressors.from_name(kind.compressor, **options)
 
 

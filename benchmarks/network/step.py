@@ -37,7 +37,7 @@ def flags(description):
 
 def parse_args(argv=None):
     parser = flags(__doc__)
-    names = [name for name in SYSTEMS if name != "compute-mpi"]
+    names = [n for n in SYSTEMS if n != "compute-mpi" and not n.endswith("-fixed")]
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=names)
     parser.add_argument("--batch", type=int, default=16, help="per rank")
     parser.add_argument("--bits", type=int, default=4)

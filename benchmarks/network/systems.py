@@ -167,7 +167,9 @@ SYSTEMS = {
     "allreduce-intsgd": _decentral("allreduce", "intsgd"),
     "d-psgd": _decentral("d-psgd", "none"),
     "ecd-psgd": _decentral("ecd-psgd", "nuqsgd"),
+    "allreduce-fixed": _decentral("allreduce", "nuqsgd", "fixed"),
     "allreduce-huffman": _decentral("allreduce", "nuqsgd", "huffman"),
+    "ecd-psgd-fixed": _decentral("ecd-psgd", "nuqsgd", "fixed"),
     "ecd-psgd-huffman": _decentral("ecd-psgd", "nuqsgd", "huffman"),
 }
 

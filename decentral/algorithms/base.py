@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..communicators.base import Communicator, Pending
+from ..communicators.speed import link_speed
 from ..compressors.base import Compressor, lossless
 from ..compressors.checks import NotFiniteError
 from ..payload import Payload
@@ -75,6 +76,13 @@ class Algorithm(ABC):
         self._seed = seed
         self.compressor = self.compressor.fresh()
         self._allocate(vectors, parts)
+
+    def adapt(self) -> None:
+        """Let the compressor choose what depends on the links, for vectors of the host.
+
+        All ranks have to call it, with equal compressors; before prepare() and start().
+        """
+        self.compressor = self.compressor.for_links(lambda: link_speed(self.comm))
 
     def prepare(self, threads: int) -> None:
         """Compile, or load from disk, what runs on the CPU, where it may use so many threads."""

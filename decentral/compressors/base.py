@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -77,6 +77,14 @@ class Compressor(ABC):
 
     def prepare(self, threads: int = 1) -> None:  # noqa: B027 (some have nothing to prepare)
         """Compile or load the CPU kernels, so that no step waits; they may use so many threads."""
+
+    def for_links(self, bits_per_s: Callable[[], float]) -> Compressor:
+        """Return what serves links of this speed best: this one, or one that decodes to the same.
+
+        For vectors of the host. Ranks that share messages have to choose alike, so bits_per_s(),
+        which may be measured, gives all of them the same.
+        """
+        return self
 
     def fresh(self) -> Compressor:
         """Return a compressor with the same options and no state; this one if it never has any."""

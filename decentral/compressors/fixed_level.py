@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 import decentral_kernels as kernels
 from decentral_kernels.code_tables import SEGMENT
-from decentral_kernels.coding import Coder
+from decentral_kernels.coding import KINDS, Coder, gaussian_entropy
 from decentral_kernels.elementwise import NOT_FINITE, Applied
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
 
@@ -17,8 +20,11 @@ from ..payload import Payload, as_array, on_device_of, stream_of
 from .base import Compressor, Key
 from .checks import check_block_size, check_vector, is_whole, not_finite
 
-CODINGS = ("fixed", "elias", "huffman")
+CODINGS = ("auto", "fixed", *KINDS)
 _FIXED, _CODED = 0, 1
+# A coordinate, there and back, is 1 to 2 ns of one core (docs/papers.md). Twice that: the training
+# wants the cores, too, and where both are nearly as fast fixed codes are the simpler ones.
+_HUFFMAN_S = 4e-9
 
 
 class FixedLevelCompressor(Compressor):
@@ -31,7 +37,8 @@ class FixedLevelCompressor(Compressor):
             authors' simulator; it is here to reproduce their plots.
         coding: "fixed", or an entropy code, "elias" or "huffman", which makes messages shorter and
             of varying length, and costs time on the CPU, where vectors of a GPU are encoded then,
-            too. A message that it would make longer goes as fixed-length codes.
+            too. A message that it would make longer goes as fixed-length codes. "auto" is fixed
+            until for_links() has chosen; all of them stand for the same values.
 
     Raises:
         ValueError: an option is out of range.
@@ -45,7 +52,7 @@ class FixedLevelCompressor(Compressor):
         bits: int = 4,
         block_size: int = 8192,
         zero_level: bool = True,
-        coding: str = "fixed",
+        coding: str = "auto",
     ) -> None:
         if not (is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"{self.name}: bits must be {MIN_BITS}..{MAX_BITS}, got {bits!r}")
@@ -59,15 +66,42 @@ class FixedLevelCompressor(Compressor):
         self._quantizer = kernels.Quantizer(
             self.bits, self.block_size, self.norm, self.levels, self.zero_level
         )
-        self.fixed_length = self.device_kernels = coding == "fixed"
-        self._coder = None if self.fixed_length else Coder(coding, self.bits, self.zero_level)
+        self._write_as("fixed" if coding == "auto" else coding)
+
+    def _write_as(self, code: str) -> None:
+        self._code, self.fixed_length = code, code == "fixed"
+        self.device_kernels = self.fixed_length
+        self._coder = None if self.fixed_length else Coder(code, self.bits, self.zero_level)
+
+    @cached_property
+    def configuration(self) -> int:
+        """See Compressor.configuration; what "auto" has chosen counts."""
+        return zlib.crc32(f"{self!r} {self._code}".encode())
+
+    def for_links(self, bits_per_s: Callable[[], float]) -> FixedLevelCompressor:
+        """See Compressor.for_links."""
+        if self.coding != "auto":
+            return self
+        chosen = copy.copy(self)
+        chosen.__dict__.pop("configuration", None)
+        chosen._write_as("huffman" if self._huffman_pays(bits_per_s()) else "fixed")
+        return chosen
+
+    def _huffman_pays(self, bits_per_s: float) -> bool:
+        """Return whether a link needs longer for what Huffman's code saves than that takes."""
+        needed = _HUFFMAN_S * bits_per_s  # to be saved of a coordinate
+        return needed < self.bits and needed < self.bits - gaussian_entropy(self._quantizer)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the "coding" in use, which "auto" may have chosen."""
+        return {"coding": self._code}
 
     def _options(self) -> str:
         return f"bits={self.bits}, block_size={self.block_size}"
 
     def __repr__(self) -> str:
         zero = "" if self.zero_level else ", zero_level=False"
-        coding = "" if self.fixed_length else f", coding={self.coding!r}"
+        coding = "" if self.coding == "auto" else f", coding={self.coding!r}"
         return f"{type(self).__name__}({self._options()}{zero}{coding})"
 
     def prepare(self, threads: int = 1) -> None:

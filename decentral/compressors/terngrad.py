@@ -21,7 +21,7 @@ class TernGrad(FixedLevelCompressor):
     norm = "max"
     levels = "uniform"
 
-    def __init__(self, block_size: int = 8192, coding: str = "fixed") -> None:
+    def __init__(self, block_size: int = 8192, coding: str = "auto") -> None:
         super().__init__(2, block_size, coding=coding)
 
     def _options(self) -> str:

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import torch
 
+from decentral.communicators.speed import link_speed
 from decentral.payload import Payload
 
 # Bodies around nothing, one byte, and what MPI libraries send eagerly or only on request.
@@ -126,6 +127,22 @@ def check_an_exchange_may_stay_under_way_meanwhile(comm):
     right = vector.tolist() == [sum(range(comm.size))] * 10 and set(data) == {comm.size - 1}
     everyone_agrees(comm, (right, f"{vector}, {data}"), "collectives during an exchange")
     finish_exchange(comm, started, 3, 1000)
+
+
+def check_the_speed_of_links(comm):
+    """Between pretended hosts it is finite and equal on all ranks; within one there are none."""
+    mine = comm.hosts
+    try:
+        comm.hosts = (0,) * comm.size
+        within = link_speed(comm)
+        comm.hosts = tuple(r % 2 for r in range(comm.size))
+        between = link_speed(comm)
+    finally:
+        comm.hosts = mine
+    everyone_agrees(comm, (within == np.inf, within), "speed within a host")
+    speeds = set(comm.all_gather_object(between))
+    right = len(speeds) == 1 and 1e6 < between and (between < np.inf) == (comm.size > 1)
+    everyone_agrees(comm, (right, speeds), "speed between hosts")
 
 
 def check_bytes_sent_by_exchange(comm):

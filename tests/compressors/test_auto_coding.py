@@ -1,0 +1,129 @@
+"""coding="auto": slow links get Huffman's code, of the same values, and ranks choose alike."""
+
+import copy
+
+import optimizer_cases as cases
+import pytest
+import torch
+from compressor_cases import KEY, gaussian, variants
+from optimizer_cases import distributed, mlp
+from resuming_cases import Run, assert_equal
+
+import decentral
+from decentral.algorithms import base
+from decentral.communicators import run_local
+from decentral.compressors import NUQSGD, from_name
+from decentral.payload import HEADER_NBYTES
+
+NAMES = ("qsgd", "qsgdinf", "nuqsgd", "terngrad")
+SLOW, FAST = 1e8, 1e10  # bits per second
+
+
+def on_links(compressor, bits_per_s):
+    return compressor.for_links(lambda: bits_per_s)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_chosen_stands_for_the_same_values(name):
+    x, c = gaussian(30_001), from_name(name)
+    slow, fast = on_links(c, SLOW), on_links(c, FAST)
+    assert (slow.stats(), fast.stats()) == ({"coding": "huffman"}, {"coding": "fixed"})
+    assert slow.encode(x, KEY).nbytes < 0.8 * fast.encode(x, KEY).nbytes
+    expected = fast.decode(fast.encode(x, KEY))
+    assert (slow.decode(slow.encode(x, KEY)) == expected).all()
+    assert repr(c) == repr(slow) == repr(fast) and c.stats() == {"coding": "fixed"}
+    assert fast.device_kernels and fast.fixed_length and not slow.fixed_length
+    assert on_links(slow, FAST).fixed_length  # other ranks, other links
+
+
+def test_the_estimate_is_what_a_message_saves():
+    """The speed at which both take equally long moves with the bits that Huffman's code needs."""
+    for name in NAMES:
+        for bits in (2, 4, 8):
+            options = {} if name == "terngrad" else {"bits": bits}
+            c, x = from_name(name, **options), gaussian(1 << 17, seed=1)
+            fixed, coded = on_links(c, 1e12), on_links(c, 1)
+            saved = 8 * (fixed.encode(x, KEY).nbytes - coded.encode(x, KEY).nbytes) / x.size
+            crossing = saved / 4e-9
+            below, above = on_links(c, 0.85 * crossing), on_links(c, 1.15 * crossing)
+            assert not below.fixed_length and above.fixed_length, (name, bits, saved)
+
+
+def test_nothing_is_measured_for_who_does_not_ask():
+    def never():
+        raise AssertionError("measured")
+
+    for c in variants():
+        if getattr(c, "coding", None) != "auto":
+            assert c.for_links(never) is c
+
+
+def test_a_message_of_the_other_code_is_not_misread():
+    x, slow, fast = gaussian(5000), on_links(NUQSGD(), SLOW), on_links(NUQSGD(), FAST)
+    for writer, reader in ((slow, fast), (fast, slow)):
+        with pytest.raises(ValueError, match="made by another compressor or options"):
+            reader.decode(writer.encode(x, KEY))
+
+
+@pytest.fixture
+def links(monkeypatch):
+    """Pretend a speed of links: set(bits per second)."""
+
+    def set_speed(bits_per_s):
+        monkeypatch.setattr(base, "link_speed", lambda comm: bits_per_s)
+
+    return set_speed
+
+
+@pytest.mark.parametrize("name", ["allreduce", "ecd-psgd"])
+def test_training_is_the_same_with_fewer_bytes(name, links):
+    def rank(comm):
+        model = mlp()
+        algorithm = decentral.algorithms.from_name(name, compressor=NUQSGD(block_size=64))
+        opt = distributed(model, comm, algorithm)
+        cases.train(opt, model, 5)
+        return opt.stats(), [p.detach().clone() for p in model.parameters()]
+
+    found = {}
+    for speed in (SLOW, FAST):
+        links(speed)
+        found[speed] = run_local(3, rank)
+    for (slow, few), (fast, many) in zip(found[SLOW], found[FAST], strict=True):
+        assert (slow["coding"], fast["coding"]) == ("huffman", "fixed")
+        assert all(map(torch.equal, few, many))
+
+
+def test_a_run_resumes_over_links_of_another_speed(links):
+    def first(comm):
+        run = Run(comm, "ecd-psgd", "nuqsgd")
+        run.train(0, 5)
+        state = copy.deepcopy(run.state())
+        run.train(5, 10)
+        return state, run.state()
+
+    def rest(comm):
+        run = Run(comm, "ecd-psgd", "nuqsgd")
+        run.load(saved[comm.rank][0])
+        run.train(5, 10)
+        assert run.opt.stats()["coding"] == "fixed"
+        return run.state()
+
+    links(SLOW)
+    saved = run_local(3, first)
+    links(FAST)
+    for actual, (_, expected) in zip(run_local(3, rest), saved, strict=True):
+        assert_equal(actual, expected)
+
+
+def test_hosts_that_share_a_machine_have_fast_links():
+    """Measured for real: between threads, that say they are on different hosts."""
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm, cases.algorithm("ecd-psgd", "nuqsgd"))
+        return opt.stats()["coding"], opt.stats()["bytes_sent_startup"]
+
+    for hosts, measured in (((0, 0, 0, 0), False), ((0, 0, 1, 1), True)):
+        found = run_local(4, rank, hosts=hosts)
+        assert {coding for coding, _ in found} == {"fixed"}
+        assert all((nbytes > 2**17 + HEADER_NBYTES) == measured for _, nbytes in found)
