@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
-from .collectives import Collectives, Direct, Own, chunks, survives
+from .chain import Chain, chain_segments
+from .collectives import Collectives, Direct, Own, survives
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Deferred, Operation, Requests
@@ -229,8 +230,7 @@ class MPICommunicator(Communicator):
         self.traffic.add(all_reduce_nbytes(buffer.nbytes, self.size))
         landed = functools.partial(wire.landed, False)
         if buffer.nbytes >= _RING_FROM and self.size > 1:
-            tag = self._ring_tag
-            self._ring_tag = (tag + num_segments(buffer.nbytes, self.size)) % TAGS
+            tag = self._next_tag(num_segments(buffer.nbytes, self.size))
             arguments = (self._sums, buffer, self._requests, self._around, tag, mean, landed)
             if wire.ready:
                 return RingSum(*arguments)
@@ -253,10 +253,20 @@ class MPICommunicator(Communicator):
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""
-        for part in chunks(data):
-            if self.rank == root:
-                self._count(part, copies=min(1, self.size - 1))
-            self._small.broadcast(part, root).wait()
+        if data.nbytes >= _RING_FROM and self.size > 1:
+            tag = self._next_tag(chain_segments(data.nbytes))
+            chain = Chain(self._sums, data, self._requests, self._around, root, tag)
+            self.traffic.add(chain.sends_nbytes)
+            chain.wait()
+            return
+        if self.rank == root:
+            self._count(data, copies=min(1, self.size - 1))
+        self._small.broadcast(data, root).wait()
+
+    def _next_tag(self, count: int) -> int:
+        """Return the first of so many tags of segments."""
+        tag, self._ring_tag = self._ring_tag, (self._ring_tag + count) % TAGS
+        return tag
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """See Communicator.all_gather_object."""

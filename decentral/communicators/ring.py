@@ -27,7 +27,50 @@ def num_segments(nbytes: int, n: int) -> int:
     return max(1, round(nbytes / (SEGMENT_NBYTES * min(n, 4))))
 
 
-class RingSum:
+class Segments:
+    """Segments of a vector on their way among the ranks of an mpi4py communicator; see Pending.
+
+    `missing` are the ranks that messages come from. `landed()` is called at the end.
+    """
+
+    def __init__(self, comm: Any, requests: Requests, landed: Callable[[], None]) -> None:
+        self._comm, self._requests, self._landed = comm, requests, landed
+        self._under_way, self._sources = 0, tuple[int, ...]()
+        self.poll = requests.poll
+
+    @property
+    def complete(self) -> bool:
+        """See Pending."""
+        return self._under_way == 0
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """See Pending."""
+        return () if self.complete else self._sources
+
+    def wait(self) -> None:
+        """See Pending."""
+        self._requests.wait_for(lambda: self.complete, lambda: messages_of(self.missing))
+
+    def _start(self, segments: Sequence[Iterator[Any]]) -> None:
+        """Let all go, each of which yields requests that must complete before the next."""
+        self._under_way = len(segments)
+        for segment in segments:
+            self._go_on(segment)
+
+    def _go_on(self, segment: Iterator[Any], _: Any = None) -> None:
+        """Let a segment go on as far as its next request."""
+        with self._requests.lock:
+            request = next(segment, None)
+            if request is not None:
+                self._requests.add(request, functools.partial(self._go_on, segment))
+                return
+            if self._under_way == 1:
+                self._landed()
+            self._under_way -= 1
+
+
+class RingSum(Segments):
     """The sum of a vector over the ranks of an mpi4py communicator, in place; see Pending.
 
     `order` are the ranks around the ring; those of a host should be neighbors. Segment i uses tag
@@ -45,45 +88,19 @@ class RingSum:
         mean: bool = False,
         landed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._comm, self._requests, self._mean, self._landed = comm, requests, mean, landed
-        self.poll = requests.poll
-        self._n = n = comm.Get_size()
-        ring = list(order) or list(range(n))
+        super().__init__(comm, requests, landed)
+        self._mean, self._n = mean, comm.Get_size()
+        ring = list(order) or list(range(self._n))
         self._place = ring.index(comm.Get_rank())
-        self._left, self._right = ring[self._place - 1], ring[(self._place + 1) % n]
-        count = num_segments(vector.nbytes, n)
+        self._left, self._right = ring[self._place - 1], ring[(self._place + 1) % self._n]
+        self._sources = (self._left,)
+        count = num_segments(vector.nbytes, self._n)
         edges = [len(vector) * i // count for i in range(count + 1)]
-        self._under_way = count
-        for i, (a, b) in enumerate(pairwise(edges)):
-            self._go_on(self._around(vector[a:b], (tag + i) % TAGS))
-
-    @property
-    def complete(self) -> bool:
-        """See Pending."""
-        return self._under_way == 0
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """See Pending."""
-        return () if self.complete else (self._left,)
-
-    def wait(self) -> None:
-        """See Pending."""
-        self._requests.wait_for(lambda: self.complete, lambda: messages_of(self.missing))
-
-    def _go_on(self, segment: Iterator[Any], _: Any = None) -> None:
-        """Let a segment go on as far as its next request."""
-        with self._requests.lock:
-            request = next(segment, None)
-            if request is not None:
-                self._requests.add(request, functools.partial(self._go_on, segment))
-                return
-            if self._under_way == 1:
-                self._landed()
-            self._under_way -= 1
+        parts = [vector[a:b] for a, b in pairwise(edges)]
+        self._start([self._around(part, (tag + i) % TAGS) for i, part in enumerate(parts)])
 
     def _around(self, vector: Any, tag: int) -> Iterator[Any]:
-        """Yield the requests of a segment, each of which must complete before the next."""
+        """Yield the requests of a segment."""
         n, place = self._n, self._place
         edges = [len(vector) * i // n for i in range(n + 1)]
         shards = [vector[a:b] for a, b in pairwise(edges)]

@@ -198,6 +198,18 @@ def check_broadcast_from_each_root(comm):
             everyone_agrees(comm, (bool(right), details), "broadcast")
 
 
+def check_a_large_broadcast_from_each_root(comm):
+    """In segments, of which the last is a byte; several at once, back to back."""
+    lengths = (1 << 16, (1 << 18) + 1, 3 << 20)
+    for root in range(comm.size):
+        expected = [np.random.default_rng([root, n]).integers(0, 256, n, np.uint8) for n in lengths]
+        found = [e.copy() if comm.rank == root else np.zeros_like(e) for e in expected]
+        for data in found:
+            comm.broadcast(data, root)
+        wrong = [e.size for e, f in zip(expected, found, strict=True) if not np.array_equal(e, f)]
+        everyone_agrees(comm, (not wrong, f"root {root}, lengths {wrong}"), "large broadcast")
+
+
 def check_broadcast_leaves_its_root_free_to_write(comm):
     """A root that overwrites its buffer at once must not reach the others with it."""
     data = np.full(1000, comm.rank, np.uint8)

@@ -48,6 +48,17 @@ def test_works_on_a_duplicate_of_a_part_of_the_world(comm):
 
 
 @pytest.mark.mpi
+def test_a_large_broadcast_crosses_every_link_of_a_chain_once(comm):
+    import numpy as np
+
+    before, data = comm.bytes_sent, np.zeros(1 << 20, np.uint8)
+    comm.broadcast(data, comm.size // 2)
+    sent = comm.bytes_sent - before
+    last = (comm.size // 2 - 1) % comm.size
+    assert sent == (data.nbytes if comm.rank != last else 0)
+
+
+@pytest.mark.mpi
 def test_waiting_gives_the_core_away(comm):
     """A rank that waits half a second for another must not have computed all the while."""
     import time
