@@ -53,8 +53,10 @@ class Recovering(Stepping):
             The ranks lost since the beginning, by their numbers then.
 
         Raises:
-            RuntimeError: this MPI cannot go on without a rank.
+            RuntimeError: this MPI cannot go on without a rank; or inside join(), which other ranks
+                may have left.
         """
+        self._joining.refuse("recover()")
         while True:
             try:
                 self._go_on()

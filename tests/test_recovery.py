@@ -170,3 +170,33 @@ def test_where_nobody_dies_nothing_changes():
         return True
 
     assert all(on_ranks(2, rank))
+
+
+@pytest.mark.parametrize("name", ["allreduce", "ecd-psgd"])
+def test_a_death_inside_join_is_recovered_from_outside(name):
+    """Rank 0 has left its loop by then and follows, rank 2 dies, 1 and 3 are in the loop."""
+
+    def rank(comm):
+        model = mlp()
+        opt = distributed(model, comm, cases.algorithm(name, "nuqsgd"))
+        number = comm.rank
+        with pytest.raises(decentral.RankLostError), opt.join():
+            for step in range(2 + 8 * number):
+                if number == 2 and step == 5:
+                    raise LocalDeath
+                try:
+                    cases.train(opt, model, 1, step)
+                except decentral.RankLostError:
+                    with pytest.raises(RuntimeError, match=r"recover\(\) inside join\(\)"):
+                        opt.recover()
+                    raise
+        assert opt.recover() == (2,)
+        with opt.join():
+            cases.train(opt, model, 3 + opt.communicator.rank)
+        with opt.averaged():
+            return opt.stats()["steps"], cases.parameters(model)
+
+    left = [r for r in on_ranks(SIZE, rank) if r is not None]
+    assert len(left) == SIZE - 1 and len({steps for steps, _ in left}) == 1
+    for _, parameters in left:
+        cases.equal(parameters, left[0][1])
