@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..communicators.base import Communicator, Pending
-from ..communicators.speed import link_speed
 from ..compressors.base import Compressor, lossless
 from ..compressors.checks import NotFiniteError
 from ..payload import Payload
@@ -82,7 +81,7 @@ class Algorithm(ABC):
 
         All ranks have to call it, with equal compressors; before prepare() and start().
         """
-        self.compressor = self.compressor.for_links(lambda: link_speed(self.comm))
+        self.compressor = self.compressor.for_links(self.comm.link_speed)
 
     def prepare(self, threads: int) -> None:
         """Compile, or load from disk, what runs on the CPU, where it may use so many threads."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..payload import Payload
+from .speed import measure
 from .watch import Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
@@ -129,6 +130,13 @@ class Communicator(ABC):
 
         arrives() tries, at some cost, whether device memory that is sent arrives.
         """
+
+    def link_speed(self) -> float:
+        """Return how many bits per second the slowest link between two hosts carries; measured.
+
+        Equal on all ranks, all of which call it; inf where there is no such link.
+        """
+        return measure(self)
 
     @abstractmethod
     def split(self, color: int) -> Communicator:

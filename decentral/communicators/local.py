@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import queue
 import threading
 import time
@@ -170,6 +171,10 @@ class LocalCommunicator(Communicator):
         """See Communicator.all_reduce_max."""
         self.traffic.add(all_reduce_nbytes(4, self.size))
         return max(self._all_gather(float(np.float32(value))))
+
+    def link_speed(self) -> float:
+        """See Communicator.link_speed; the hosts are pretended."""
+        return math.inf
 
     def broadcast(self, data: npt.NDArray[np.uint8], root: int = 0) -> None:
         """See Communicator.broadcast."""

@@ -1,6 +1,7 @@
 """coding="auto": slow links get Huffman's code, of the same values, and ranks choose alike."""
 
 import copy
+import math
 
 import optimizer_cases as cases
 import pytest
@@ -10,8 +11,7 @@ from optimizer_cases import distributed, mlp
 from resuming_cases import Run, assert_equal
 
 import decentral
-from decentral.algorithms import base
-from decentral.communicators import run_local
+from decentral.communicators import LocalCommunicator, run_local, speed
 from decentral.compressors import NUQSGD, from_name
 from decentral.payload import HEADER_NBYTES
 
@@ -70,7 +70,7 @@ def links(monkeypatch):
     """Pretend a speed of links: set(bits per second)."""
 
     def set_speed(bits_per_s):
-        monkeypatch.setattr(base, "link_speed", lambda comm: bits_per_s)
+        monkeypatch.setattr(LocalCommunicator, "link_speed", lambda comm: bits_per_s)
 
     return set_speed
 
@@ -85,9 +85,9 @@ def test_training_is_the_same_with_fewer_bytes(name, links):
         return opt.stats(), [p.detach().clone() for p in model.parameters()]
 
     found = {}
-    for speed in (SLOW, FAST):
-        links(speed)
-        found[speed] = run_local(3, rank)
+    for bits_per_s in (SLOW, FAST):
+        links(bits_per_s)
+        found[bits_per_s] = run_local(3, rank)
     for (slow, few), (fast, many) in zip(found[SLOW], found[FAST], strict=True):
         assert (slow["coding"], fast["coding"]) == ("huffman", "fixed")
         assert all(map(torch.equal, few, many))
@@ -115,15 +115,23 @@ def test_a_run_resumes_over_links_of_another_speed(links):
         assert_equal(actual, expected)
 
 
-def test_hosts_that_share_a_machine_have_fast_links():
-    """Measured for real: between threads, that say they are on different hosts."""
+def test_it_is_the_measured_speed_that_decides(monkeypatch):
+    """For real, between threads that say where they are: what is measured is what is asked."""
+    asked = []
+
+    def measured(comm):
+        asked.append(speed.measure(comm))
+        return asked[-1]
 
     def rank(comm):
         model = mlp()
         opt = distributed(model, comm, cases.algorithm("ecd-psgd", "nuqsgd"))
         return opt.stats()["coding"], opt.stats()["bytes_sent_startup"]
 
-    for hosts, measured in (((0, 0, 0, 0), False), ((0, 0, 1, 1), True)):
+    monkeypatch.setattr(LocalCommunicator, "link_speed", measured)
+    for hosts, several in (((0, 0, 0, 0), False), ((0, 0, 1, 1), True)):
+        asked.clear()
         found = run_local(4, rank, hosts=hosts)
-        assert {coding for coding, _ in found} == {"fixed"}
-        assert all((nbytes > 2**17 + HEADER_NBYTES) == measured for _, nbytes in found)
+        assert len(asked) == 4 and len(set(asked)) == 1 and (asked[0] < math.inf) == several
+        assert len({coding for coding, _ in found}) == 1
+        assert all((nbytes > 2**17 + HEADER_NBYTES) == several for _, nbytes in found)
