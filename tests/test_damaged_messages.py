@@ -74,13 +74,11 @@ WAYS = ["all-gather", "reduce-scatter", "two-level", "ecd-psgd", "d-psgd"]
 
 
 def algorithm(way, compressor=None):
-    # "auto" would send others before the first step, to measure the links
-    fixed = from_name("nuqsgd", block_size=8, coding="fixed")
     if way in ("ecd-psgd", "d-psgd"):
         lossless = cases.compressor("none") if way == "d-psgd" else None
-        given = compressor or lossless or fixed
+        given = compressor or lossless or from_name("nuqsgd", block_size=8)
         return decentral.algorithms.from_name(way, topology="complete", compressor=given)
-    return AllReduce(compressor or fixed, exchange=way)
+    return AllReduce(compressor or from_name("nuqsgd", block_size=8), exchange=way)
 
 
 def two_steps(comm, how):

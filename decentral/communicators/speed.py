@@ -22,8 +22,8 @@ def measure(comm: Communicator) -> float:
     """Return what Communicator.link_speed() says.
 
     Every rank sends to the next one around a ring in which those of a host are neighbors, all at
-    once, as in a step, and receives as much: ever more, until that takes long enough. A second at
-    10 Mbit/s, .1 to .4 s from 100 Mbit/s on.
+    once, as in a step, and receives as much: ever more, until that takes long enough. 1.5 s at 10
+    Mbit/s, .3 to .7 s from 100 Mbit/s on.
     """
     if len(set(comm.hosts)) == 1:
         return math.inf
