@@ -207,6 +207,21 @@ def test_prediction_from_what_was_measured():
     assert len(text.splitlines()) == 6
 
 
+def test_what_an_all_reduce_hides_at_best(monkeypatch):
+    monkeypatch.syspath_prepend(str(NETWORK.parent))
+    import overlap_on_paper as paper
+
+    monkeypatch.setattr(paper, "_TICKS", 6000)
+    assert abs(paper.hidden([1], False)) < 0.01  # sent after the one backward, before the forward
+    # Forward takes .2 a layer, backward .4 and .2: the second layer's half is under way for the
+    # last .2 of the step, and the first one's comes after it.
+    assert abs(paper.hidden([1, 1], False) - 0.2) < 0.01
+    # When the first one's has overtaken it, what is left has .2 more behind that layer's forward.
+    assert abs(paper.hidden([1, 1], True) - 0.4) < 0.01
+    for sizes in paper.LAYERS.values():
+        assert paper.hidden(sizes[:8], True) > paper.hidden(sizes[:8], False)
+
+
 def test_pictures_of_scaling(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(NETWORK.parent))
     import scaling
