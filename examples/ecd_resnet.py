@@ -252,7 +252,7 @@ class Training:
             "bits_per_parameter": stats["bits_per_parameter"],
             "consensus_distance": stats["consensus_distance"],
             "wall_s": wall_s,
-            **{k: stats[k] for k in ("clipped", "largest_integer") if k in stats},
+            **{k: stats[k] for k in ("clipped", "largest_integer", "coding") if k in stats},
             **flags.reproducing(args),
         }
 

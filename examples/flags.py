@@ -115,7 +115,7 @@ def rounds(args: argparse.Namespace) -> dict[str, Any]:
 
 def reproducing(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags that a run like this one needs, besides those that every result names."""
-    return given(args, (*ALGORITHM, *TOPOLOGY, "coding", "rounding", *REPRODUCING))
+    return given(args, (*ALGORITHM, *TOPOLOGY, "rounding", *REPRODUCING))
 
 
 def check(args: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ def test_main_job_and_everything_it_writes(tmp_path):
     assert (result["world_size"], result["parameters"]) == (3, PARAMETERS)
     assert result["steps"] == 3 * 30  # 1437 // 3 images a rank, batches of 16
     assert result["test_accuracy"] > 0.9
+    assert result["coding"] == "fixed"  # on one host
     # the acceptance: on a ring exactly two payloads a step, and 4 bits are 4 bits
     assert result["bytes_sent_per_rank_per_step"] == 2 * payload_nbytes(PARAMETERS)
     assert result["consensus_distance"] > 0
