@@ -2,6 +2,7 @@
 
 import threading
 
+import broadcast_contract
 import communicator_contract
 import numpy as np
 import parts_contract
@@ -12,7 +13,9 @@ from decentral.communicators import Communicator, LocalCommunicator, as_communic
 from decentral.payload import Payload
 
 SIZES = (1, 2, 3, 4, 8)
-CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract, parts_contract)
+CHECKS = communicator_contract.checks_in(
+    communicator_contract, broadcast_contract, sums_contract, parts_contract
+)
 
 
 @pytest.mark.parametrize("size", SIZES)

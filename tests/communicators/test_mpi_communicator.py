@@ -1,5 +1,6 @@
 """The contract of a communicator over real MPI, at whatever size mpirun was given."""
 
+import broadcast_contract
 import communicator_contract
 import parts_contract
 import pytest
@@ -7,7 +8,9 @@ import sums_contract
 
 from decentral.communicators import as_communicator
 
-CHECKS = communicator_contract.checks_in(communicator_contract, sums_contract, parts_contract)
+CHECKS = communicator_contract.checks_in(
+    communicator_contract, broadcast_contract, sums_contract, parts_contract
+)
 
 
 @pytest.fixture(scope="module", params=["as usual", "to survive a death"])
