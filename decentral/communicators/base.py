@@ -200,6 +200,10 @@ class Communicator(ABC):
         """Return all ranks but this one."""
         return tuple(r for r in range(self.size) if r != self.rank)
 
+    def around(self) -> list[int]:
+        """Return all ranks as a ring in which those of a host are neighbors."""
+        return sorted(range(self.size), key=lambda r: (self.hosts[r], r))
+
     def first_on_each_host(self, action: Callable[[], None]) -> None:
         """Call action() on one rank of every host, and then on the others.
 

@@ -183,7 +183,7 @@ class MPICommunicator(Communicator):
         cores = {core for who, affinity in everyone if who == leader for core in affinity}
         self.cores_per_rank = max(1, len(cores) // self.local_size)
         self.spins = self._requests.spins = 0 if self.local_size > len(cores) else _SPINS
-        self._around = sorted(range(self.size), key=lambda r: (self.hosts[r], r))
+        self._ring = self.around()
 
     def _count(self, buffer: Any, copies: int = 1) -> Any:
         """Count a buffer that is handed to MPI for sending, and return it."""
@@ -231,7 +231,7 @@ class MPICommunicator(Communicator):
         landed = functools.partial(wire.landed, False)
         if buffer.nbytes >= _RING_FROM and self.size > 1:
             tag = self._next_tag(num_segments(buffer.nbytes, self.size))
-            arguments = (self._sums, buffer, self._requests, self._around, tag, mean, landed)
+            arguments = (self._sums, buffer, self._requests, self._ring, tag, mean, landed)
             if wire.ready:
                 return RingSum(*arguments)
             return Deferred(self._requests, lambda: wire.ready, lambda: RingSum(*arguments))
@@ -255,7 +255,7 @@ class MPICommunicator(Communicator):
         """See Communicator.broadcast."""
         if data.nbytes >= _RING_FROM and self.size > 1:
             tag = self._next_tag(chain_segments(data.nbytes))
-            chain = Chain(self._sums, data, self._requests, self._around, root, tag)
+            chain = Chain(self._sums, data, self._requests, self._ring, root, tag)
             self.traffic.add(chain.sends_nbytes)
             chain.wait()
             return

@@ -42,9 +42,9 @@ def _fastest(comm: Communicator, nbytes: int) -> float:
 
 def _shift(comm: Communicator, nbytes: int) -> float:
     """Return the seconds in which every rank has sent so much to the next, by the slowest rank."""
-    around = sorted(range(comm.size), key=lambda r: (comm.hosts[r], r))
-    place = around.index(comm.rank)
-    left, right = around[place - 1], around[(place + 1) % comm.size]
+    ring = comm.around()
+    place = ring.index(comm.rank)
+    left, right = ring[place - 1], ring[(place + 1) % comm.size]
     message, received = Payload.empty(nbytes), Payload.empty(nbytes)
     comm.barrier()
     start = time.perf_counter()
