@@ -15,6 +15,9 @@ class Request:
     def __init__(self):
         self.here = False
 
+    def Get_status(self):
+        return self.here
+
     @staticmethod
     def Testsome(requests, statuses):
         found = [i for i, request in enumerate(requests) if request.here]
@@ -99,25 +102,33 @@ def test_what_a_request_leads_to_may_be_more_requests():
     assert len(requests) == 0
 
 
-def test_what_nobody_has_tested_for_long_is_tested_more_often_but_not_for_ever(monkeypatch):
+def test_where_nobody_has_polled_for_long_mpi_goes_on_for_longer_but_not_for_ever(monkeypatch):
     """An MPI moves so many bytes per call, and no more."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     requests, tests = Requests(), []
 
     class Counted(Request):
+        def Get_status(self):
+            tests.append(clock.now)
+            return super().Get_status()
+
         @staticmethod
         def Testsome(requests, statuses):
             tests.append(clock.now)
-            return []
+            return Request.Testsome(requests, statuses)
 
     clock.now = 1000.0  # before there was anything to test for
-    requests.add(Counted(), tests.append)
+    request, landed = Counted(), []
+    requests.add(request, landed.append)
     for pause, expected in ((0.0, 1), (0.0022, 5), (3600.0, 41), (1e-5, 1)):
         clock.now += pause
         assert not requests.poll()
         assert len(tests) == expected
         tests.clear()
+    clock.now, request.here = clock.now + 3600.0, True
+    assert requests.poll() and len(landed) == 1
+    assert len(tests) == 2  # it goes on no further when the first is there
 
 
 def test_two_threads_may_wait():

@@ -58,6 +58,10 @@ class Never:
     """A request that is never complete."""
 
     @staticmethod
+    def Get_status():
+        return False
+
+    @staticmethod
     def Testsome(requests, statuses):
         return None
 
