@@ -19,6 +19,7 @@ SYSTEMS = {
     "all-reduce, float32": "--algorithm allreduce --compressor none",
     "all-reduce, NUQSGD 4 bits": "--algorithm allreduce --compressor nuqsgd --bits 4",
     "all-reduce, IntSGD int8": "--algorithm allreduce --compressor intsgd --bits 8",
+    "all-reduce, CoCoD NUQSGD 4 bits": "--algorithm cocod-sgd --compressor nuqsgd --bits 4",
     "ring, D-PSGD float32": "--algorithm d-psgd --compressor none",
     "ring, ECD NUQSGD 4 bits": "--algorithm ecd-psgd --compressor nuqsgd --bits 4",
     "ring, DCD NUQSGD 4 bits": "--algorithm dcd-psgd --compressor nuqsgd --bits 4",

@@ -28,6 +28,7 @@ ALGORITHMS = {
     "ecd-psgd": "--algorithm ecd-psgd",
     "choco-sgd": "--algorithm choco-sgd",
     "deepsqueeze": "--algorithm deepsqueeze",
+    "cocod-sgd": "--algorithm cocod-sgd",
 }
 COMPRESSORS = ("qsgd", "qsgdinf", "nuqsgd")
 BITS = (8, 4, 3, 2)

@@ -214,8 +214,8 @@ class DistributedOptimizer(Recovering):
         self._joining.refuse("load_state_dict()")
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
+        self._settle()  # first: what is under way may be a sum, which other ones must not overtake
         check_state(self._comm, ours, self._identity())
-        self._settle()
         self.optimizer.load_state_dict(theirs)
         self._algorithm.load_state_dict(ours["state"])
         if self._rounds is not None:

@@ -110,9 +110,9 @@ class Recovering(Stepping):
         self._joining.refuse("adopt()")
         theirs = dict(state_dict)
         steps = theirs.pop("decentral")["steps"]
-        check_agreement(self._comm, [("the step to resume from", steps)])
         if self._rounds is not None:
             self._rounds.settle()
+        check_agreement(self._comm, [("the step to resume from", steps)])
         with self._ledger.counting("startup"):
             broadcast_tensors(self._comm, self._model.parameters())
             self.optimizer.load_state_dict(theirs)

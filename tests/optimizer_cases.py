@@ -76,7 +76,8 @@ def gossip():
 
 def is_added(name, compressed):
     """Return whether MPI adds what is sent: no payload, and so no header."""
-    return averages_gradients(name) and compressed in ("none", "intsgd", "heuristic-intsgd")
+    sums = averages_gradients(name) or name == "cocod-sgd"
+    return sums and compressed in ("none", "intsgd", "heuristic-intsgd")
 
 
 def accepted_pairs():

@@ -155,7 +155,7 @@ def sent_by(name, compressed, numel, size, step):
         maximum = 2 * (size - 1) * 4 // size if compressed == "heuristic-intsgd" else 0
         # int8, and one more that says whether this rank's gradient was finite
         return 2 * (size - 1) * (4 * numel if exact else numel + 1) // size + maximum
-    if name == "allreduce":
+    if name in ("allreduce", "cocod-sgd"):
         return (size - 1) * payload_nbytes(numel, compressed)
     neighbors = min(2, size - 1)  # on the ring
     return neighbors * payload_nbytes(travels(name, numel), compressed)

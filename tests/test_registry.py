@@ -84,4 +84,4 @@ def test_an_algorithm_that_needs_no_topology_ignores_the_flag():
     for name in decentral.algorithms.available():
         made = decentral.algorithms.from_name(name, topology="torus")
         takes = "topology" in decentral.algorithms.options_of(name)
-        assert getattr(made, "topology", None) == ("torus" if takes else None)
+        assert (getattr(made, "topology", None) == "torus") == takes

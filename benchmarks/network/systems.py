@@ -167,9 +167,12 @@ SYSTEMS = {
     "allreduce-intsgd": _decentral("allreduce", "intsgd"),
     "d-psgd": _decentral("d-psgd", "none"),
     "ecd-psgd": _decentral("ecd-psgd", "nuqsgd"),
+    "cocod-sgd": _decentral("cocod-sgd", "nuqsgd"),
     "allreduce-fixed": _decentral("allreduce", "nuqsgd", "fixed"),
     "allreduce-huffman": _decentral("allreduce", "nuqsgd", "huffman"),
     "ecd-psgd-fixed": _decentral("ecd-psgd", "nuqsgd", "fixed"),
+    "cocod-sgd-fixed": _decentral("cocod-sgd", "nuqsgd", "fixed"),
+    "cocod-sgd-none": _decentral("cocod-sgd", "none"),
     "ecd-psgd-huffman": _decentral("ecd-psgd", "nuqsgd", "huffman"),
 }
 

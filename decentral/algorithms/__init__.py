@@ -9,6 +9,7 @@ from ..registry import Registry
 from .all_reduce import AllReduce
 from .base import Algorithm, GradientAlgorithm
 from .choco_sgd import ChocoSGD
+from .cocod_sgd import CoCoDSGD
 from .d_psgd import DPSGD
 from .dcd_psgd import DCDPSGD
 from .deep_squeeze import DeepSqueeze
@@ -30,6 +31,7 @@ _REGISTRY: Registry[Algorithm] = Registry(
     DeepSqueeze,
     SGP,
     QGDSGDm,
+    CoCoDSGD,
 )
 
 
@@ -74,6 +76,7 @@ __all__ = [
     "Algorithm",
     "AllReduce",
     "ChocoSGD",
+    "CoCoDSGD",
     "DeepSqueeze",
     "GossipAlgorithm",
     "GradientAlgorithm",

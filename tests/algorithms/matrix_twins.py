@@ -187,6 +187,19 @@ class QgDsgdm:
         return X_new
 
 
+class CocodSgd:
+    """Shen et al. 2019, Algorithm 1, with k = 1, and what was moved compressed."""
+
+    def __init__(self, X, W, compressor, **options):
+        self.C, self.xh, self.D = compressor, X[0], None
+
+    def step(self, X, G, eta, t, seed, bucket):
+        if self.D is not None:
+            self.xh = self.xh + compress(self.C, self.D, t - 1, seed, bucket).mean(axis=0)
+        self.D = -eta * G
+        return self.xh + self.D
+
+
 class Ledger:
     """What the buckets of a model have in common: d, and how far each moved in step t."""
 
@@ -212,4 +225,5 @@ TWINS = {
     "deepsqueeze": DeepSqueeze,
     "sgp": Sgp,
     "qg-dsgdm": QgDsgdm,
+    "cocod-sgd": CocodSgd,
 }

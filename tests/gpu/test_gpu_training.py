@@ -26,7 +26,7 @@ ALGORITHMS = {
     "allreduce": LOSSY,
     "intdiana": "intsgd",
     **dict.fromkeys(("d-psgd", "qg-dsgdm", "sgp"), "none"),
-    **dict.fromkeys(("dcd-psgd", "ecd-psgd", "choco-sgd", "deepsqueeze"), LOSSY),
+    **dict.fromkeys(("dcd-psgd", "ecd-psgd", "choco-sgd", "deepsqueeze", "cocod-sgd"), LOSSY),
 }
 CASES = [(name, compressor, {}) for name, compressor in ALGORITHMS.items()]
 CASES += [("allreduce", c, {}) for c in decentral.compressors.available() if c != LOSSY]

@@ -21,6 +21,7 @@ CASES = [
     ("deepsqueeze", "nuqsgd"),
     ("sgp", "none"),
     ("qg-dsgdm", "none"),
+    ("cocod-sgd", "nuqsgd"),
 ]
 
 
