@@ -20,7 +20,15 @@ import tables
 import turns
 from systems import SYSTEMS
 
-DEFAULT = ("ddp", "allreduce-none", "allreduce-nuqsgd", "allreduce-intsgd", "d-psgd", "ecd-psgd")
+DEFAULT = (
+    "ddp",
+    "allreduce-none",
+    "allreduce-nuqsgd",
+    "allreduce-intsgd",
+    "cocod-sgd",
+    "d-psgd",
+    "ecd-psgd",
+)
 _PROBES = (16, 256)  # batches from which the time of others is estimated
 
 

@@ -31,7 +31,7 @@ def runs(monkeypatch):
 
 def test_every_cell_is_a_run_that_the_example_takes(monkeypatch):
     cells = decentralized.cells()
-    assert len(cells) == 1 + 5 * 3 * 4 + 3 * 3
+    assert len(cells) == 1 + 6 * 3 * 4 + 3 * 3
     for text in cells.values():
         monkeypatch.setattr(sys, "argv", ["ecd_resnet.py", *text.split()])
         args = flags.parse_args()
