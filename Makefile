@@ -80,7 +80,7 @@ EXCHANGE = python benchmarks/network/exchange.py --turns $(TURNS) --steps 3
 TURNS ?= 2
 # At 100 Mbit/s a step takes seconds, and so does every system's start.
 SLOW = compute ddp ddp-fp16 decent-dp ddp-powersgd allreduce-none allreduce-nuqsgd \
-	allreduce-fixed allreduce-intsgd ecd-psgd ecd-psgd-fixed
+	allreduce-fixed allreduce-intsgd cocod-sgd ecd-psgd ecd-psgd-fixed
 bench: $(VENV)/bench-ready
 	mkdir -p $(BENCH); export PATH="$(BIN):$$PATH"; failed=; \
 	run() { echo; echo "== $$*"; timeout 1800 "$$@" || failed="$$failed; $$*"; }; \

@@ -80,11 +80,24 @@ def is_added(name, compressed):
     return sums and compressed in ("none", "intsgd", "heuristic-intsgd")
 
 
+def kinds():
+    """Return the name of one compressor of every kind that an algorithm can tell from others."""
+    found = {}
+    for name in ("nuqsgd", *decentral.compressors.available()):
+        c = compressor(name)
+        found.setdefault((c.lossless, c.summable, c.stateful, c.unbiased), name)
+    return found.values()
+
+
 def accepted_pairs():
-    """Return every (algorithm, compressor) by name, less what the algorithm refuses."""
+    """Return (algorithm, compressor) by name: one algorithm with all, and all with every kind.
+
+    Less what the algorithm refuses.
+    """
     pairs = []
     for name in decentral.algorithms.available():
-        for compressed in decentral.compressors.available():
+        everyone = decentral.compressors.available()
+        for compressed in everyone if name == "allreduce" else kinds():
             try:
                 algorithm(name, compressed)
             except ValueError:

@@ -172,7 +172,6 @@ SYSTEMS = {
     "allreduce-huffman": _decentral("allreduce", "nuqsgd", "huffman"),
     "ecd-psgd-fixed": _decentral("ecd-psgd", "nuqsgd", "fixed"),
     "cocod-sgd-fixed": _decentral("cocod-sgd", "nuqsgd", "fixed"),
-    "cocod-sgd-none": _decentral("cocod-sgd", "none"),
     "ecd-psgd-huffman": _decentral("ecd-psgd", "nuqsgd", "huffman"),
 }
 
