@@ -72,12 +72,16 @@ def test_one_that_fails_does_not_lose_the_others():
 @pytest.mark.parametrize(
     ("codes", "said"), [((0, 15), "message of rank 1 .* got: error 15"), ((0, 0), "in status")]
 )
-def test_what_cannot_be_received_names_its_sender_where_mpi_does(codes, said):
+@pytest.mark.parametrize("pause", (0, 10), ids=("soon", "after a pause"))
+def test_what_cannot_be_received_names_its_sender_where_mpi_does(codes, said, pause):
     class MPIError(RuntimeError):
         def __str__(self):
             return f"error\n{self.args[0]}" if self.args[0] else "in status"
 
     class Refused(Request):
+        def Get_status(self):
+            raise MPIError(15)
+
         @staticmethod
         def Testsome(requests, statuses):
             for source, code in enumerate(codes):
@@ -89,6 +93,7 @@ def test_what_cannot_be_received_names_its_sender_where_mpi_does(codes, said):
 
     requests = Requests()
     requests.add(Refused(), print)
+    requests._tested_at -= pause
     with pytest.raises((ValueError, MPIError), match=said):
         requests.poll()
 
