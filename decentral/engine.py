@@ -206,9 +206,12 @@ class Engine:
         polled = set()
         for task in list(self._tasks):
             try:
-                if task.pending is not None and task.pending.poll not in polled:
-                    polled.add(task.pending.poll)  # of one communicator, once for all its tasks
-                    moved |= task.pending.poll()
+                if (pending := task.pending) is not None:
+                    if (poll := pending.poll) not in polled:
+                        polled.add(poll)  # of one communicator, once for all its tasks
+                        moved |= poll()
+                    if not pending.complete:
+                        continue
                 if not task.advance():
                     continue
             except BaseException as error:

@@ -47,8 +47,8 @@ class Chain(Segments):
         self._start([self._along(part, (tag + i) % TAGS) for i, part in enumerate(parts)])
 
     def _along(self, part: Any, tag: int) -> Iterator[Any]:
-        """Yield the requests of a segment."""
+        """Yield the requests of a segment, and their bytes."""
         for source in self._sources:
-            yield self._comm.Irecv(part, source, tag)
+            yield self._comm.Irecv(part, source, tag), part.nbytes
         for target in self._targets:
-            yield self._comm.Isend(part, target, tag)
+            yield self._comm.Isend(part, target, tag), part.nbytes

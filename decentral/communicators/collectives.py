@@ -69,21 +69,25 @@ class Own:
         def split() -> None:
             then(np.split(everything, np.cumsum(sizes)[:-1]))
 
-        return Operation(self._requests, [(request, None)], (mine, everything), split)
+        held = (mine, everything)
+        return Operation(
+            self._requests, [(request, None)], held, split, nbytes=mine.nbytes + everything.nbytes
+        )
 
     def reduce(self, vector: Any, how: str, then: Callable[[], None] = lambda: None) -> Operation:
         """See Collectives.reduce."""
         begin = functools.partial(self._comm.Iallreduce, self._in_place, op=self._operators[how])
         requests = [(begin(part), None) for part in chunks(vector)]
-        return Operation(self._requests, requests, vector, then)
+        return Operation(self._requests, requests, vector, then, nbytes=2 * vector.nbytes)
 
     def broadcast(self, vector: Any, root: int) -> Operation:
         """See Collectives.broadcast."""
-        return Operation(self._requests, [(self._comm.Ibcast(vector, root), None)], vector)
+        request = self._comm.Ibcast(vector, root)
+        return Operation(self._requests, [(request, None)], vector, nbytes=2 * vector.nbytes)
 
     def barrier(self) -> Operation:
         """See Collectives.barrier."""
-        return Operation(self._requests, [(self._comm.Ibarrier(), None)], None)
+        return Operation(self._requests, [(self._comm.Ibarrier(), None)], None, nbytes=0)
 
 
 class Direct:
@@ -134,4 +138,5 @@ class Direct:
             (self._comm.Irecv(part, r, tag), landed(r)) for r, part in receive.items()
         ]
         requests += [(self._comm.Isend(send, r, tag), None) for r in targets]
-        return Operation(self._requests, requests, (send, receive), then, missing)
+        nbytes = max(part.nbytes for part in [send, *receive.values()])
+        return Operation(self._requests, requests, (send, receive), then, missing, nbytes=nbytes)

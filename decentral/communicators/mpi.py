@@ -208,12 +208,12 @@ class MPICommunicator(Communicator):
                 missing.discard(source)
                 payload.landed(direct, status.Get_count())
 
-            return lambda: payload.wire.ready, make, landed
+            return lambda: payload.wire.ready, make, landed, payload.capacity
 
         def sending(target: int, payload: Payload) -> Any:
             buffer = self._count(outgoing[id(payload)])
             make = functools.partial(self._comm.Isend, buffer, target, tag)
-            return lambda: payload.wire.ready, make, None
+            return lambda: payload.wire.ready, make, None, buffer.nbytes
 
         later = [receiving(*pair) for pair in receive.items()]
         later += [sending(*pair) for pair in sent.items()]

@@ -13,8 +13,12 @@ from .base import Backoff, messages_of
 from .watch import Watch
 
 # A call moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time. That of
-# one request's status moves as much as a test of all, and takes a third of its time.
-_PER_STEP_S, _MOST_STEPS = 500e-6, 40  # in a poll, which is what the longest pause takes
+# one request's status moves as much as a test of all, and takes a third of its time. So a poll
+# makes more of them the longer the pause before it was, but no more than what is under way takes,
+# and what the two sides need to agree on that.
+_PER_STEP_S, _PER_STEP_NBYTES, _AGREEING = 500e-6, 1 << 16, 2
+_MOST_STEPS = 40  # which is what the longest pause takes
+ANY_NBYTES = _MOST_STEPS * _PER_STEP_NBYTES  # of a request, where it is not known
 Landed = Callable[[Any], object]  # is given the status of the request
 
 
@@ -36,17 +40,19 @@ class Requests:
         self._tested_at = time.perf_counter()
         self._requests: list[Any] = []
         self._landed: list[Landed] = []
+        self._nbytes: list[int] = []
         self._statuses: list[Any] = []  # mpi4py makes as many as it needs
         self._waiting: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self.lock = threading.RLock()  # held while landed() runs, which may add
 
-    def add(self, request: Any, landed: Landed) -> None:
-        """Call landed(status) when the request is complete."""
+    def add(self, request: Any, landed: Landed, nbytes: int = ANY_NBYTES) -> None:
+        """Call landed(status) when the request, of at most so many bytes, is complete."""
         with self.lock:
             if not self._requests:
                 self._tested_at = time.perf_counter()
             self._requests.append(request)
             self._landed.append(landed)
+            self._nbytes.append(nbytes)
 
     def when(self, ready: Callable[[], bool], begin: Callable[[], object]) -> None:
         """Call begin(), which may add(), as soon as ready(): now, or in a poll()."""
@@ -80,7 +86,7 @@ class Requests:
             return begun
         calls = [(self._landed[i], self._statuses[k]) for k, i in enumerate(found)]
         for i in sorted(found, reverse=True):
-            del self._requests[i], self._landed[i]
+            del self._requests[i], self._landed[i], self._nbytes[i]
         self._land(calls)
         return True
 
@@ -89,7 +95,8 @@ class Requests:
         before, self._tested_at = self._tested_at, time.perf_counter()
         steps = min(_MOST_STEPS, int((self._tested_at - before) / _PER_STEP_S))
         try:
-            self._go_on(steps)
+            if steps:
+                self._go_on(min(steps, _AGREEING + sum(self._nbytes) // _PER_STEP_NBYTES))
             return self._requests[0].Testsome(self._requests, self._statuses)
         except Exception as error:
             dead = self._translate(error)
@@ -142,7 +149,7 @@ class Requests:
         """Test these requests no more; MPI may still know their buffers, which stay alive."""
         with self.lock:
             self._abandoned = (self._requests, self._landed, self._waiting)
-            self._requests, self._landed, self._waiting = [], [], []
+            self._requests, self._landed, self._nbytes, self._waiting = [], [], [], []
 
     def __len__(self) -> int:
         return len(self._requests) + len(self._waiting)
@@ -157,7 +164,8 @@ class Operation:
         held: what has to stay alive, since MPI keeps no reference to what it sends.
         then: what is called last; at once where there are no requests.
         missing: the ranks whose messages have not come, as far as it is known.
-        later: when a request may be made, what makes it, and what its completion leads to.
+        later: when a request may be made, what makes it, what its completion leads to, its bytes.
+        nbytes: that each of `requests` moves, at most.
     """
 
     def __init__(
@@ -167,21 +175,24 @@ class Operation:
         held: Any,
         then: Callable[[], None] = lambda: None,
         missing: Collection[int] = (),
-        later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None]] = (),
+        later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None, int]] = (),
+        nbytes: int = ANY_NBYTES,
     ) -> None:
         self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
         self.missing = missing
-        pairs, triples = list(requests), list(later)
-        self._left = len(pairs) + len(triples)
-        for request, landed in pairs:
-            owner.add(request, functools.partial(self._one_less, landed))
-        for ready, make, landed in triples:
-            owner.when(ready, functools.partial(self._make, owner, make, landed))
-        if not pairs and not triples:
+        begun, deferred = list(requests), list(later)
+        self._left = len(begun) + len(deferred)
+        for request, landed in begun:
+            owner.add(request, functools.partial(self._one_less, landed), nbytes)
+        for ready, make, landed, size in deferred:
+            owner.when(ready, functools.partial(self._make, owner, make, landed, size))
+        if not begun and not deferred:
             then()
 
-    def _make(self, owner: Requests, make: Callable[[], Any], landed: Landed | None) -> None:
-        owner.add(make(), functools.partial(self._one_less, landed))
+    def _make(
+        self, owner: Requests, make: Callable[[], Any], landed: Landed | None, nbytes: int
+    ) -> None:
+        owner.add(make(), functools.partial(self._one_less, landed), nbytes)
 
     def _one_less(self, landed: Landed | None, status: Any) -> None:
         try:

@@ -53,7 +53,7 @@ class Segments:
         self._requests.wait_for(lambda: self.complete, lambda: messages_of(self.missing))
 
     def _start(self, segments: Sequence[Iterator[Any]]) -> None:
-        """Let all go, each of which yields requests that must complete before the next."""
+        """Let all go; each yields a request, which must complete before the next, and its bytes."""
         self._under_way = len(segments)
         for segment in segments:
             self._go_on(segment)
@@ -61,9 +61,9 @@ class Segments:
     def _go_on(self, segment: Iterator[Any], _: Any = None) -> None:
         """Let a segment go on as far as its next request."""
         with self._requests.lock:
-            request = next(segment, None)
+            request, nbytes = next(segment, (None, 0))
             if request is not None:
-                self._requests.add(request, functools.partial(self._go_on, segment))
+                self._requests.add(request, functools.partial(self._go_on, segment), nbytes)
                 return
             if self._under_way == 1:
                 self._landed()
@@ -100,7 +100,7 @@ class RingSum(Segments):
         self._start([self._around(part, (tag + i) % TAGS) for i, part in enumerate(parts)])
 
     def _around(self, vector: Any, tag: int) -> Iterator[Any]:
-        """Yield the requests of a segment."""
+        """Yield the requests of a segment, and their bytes."""
         n, place = self._n, self._place
         edges = [len(vector) * i // n for i in range(n + 1)]
         shards = [vector[a:b] for a, b in pairwise(edges)]
@@ -110,8 +110,8 @@ class RingSum(Segments):
             mine, theirs = shards[(place - step) % n], shards[(place - step - 1) % n]
             part = received[: len(theirs)]
             receive = self._comm.Irecv(part, self._left, tag)
-            sends.append(self._comm.Isend(mine, self._right, tag))
-            yield receive
+            sends.append((self._comm.Isend(mine, self._right, tag), mine.nbytes))
+            yield receive, part.nbytes
             with np.errstate(over="ignore", invalid="ignore"):  # who asks looks at the sum
                 np.add(theirs, part, out=theirs)
         yield from sends  # before what they send is overwritten
@@ -120,7 +120,8 @@ class RingSum(Segments):
             np.divide(own, n, out=own)
         sends = []
         for step in range(n - 1):
-            receive = self._comm.Irecv(shards[(place - step) % n], self._left, tag)
-            sends.append(self._comm.Isend(shards[(place + 1 - step) % n], self._right, tag))
-            yield receive
+            theirs, mine = shards[(place - step) % n], shards[(place + 1 - step) % n]
+            receive = self._comm.Irecv(theirs, self._left, tag)
+            sends.append((self._comm.Isend(mine, self._right, tag), mine.nbytes))
+            yield receive, theirs.nbytes
         yield from sends

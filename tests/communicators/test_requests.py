@@ -108,7 +108,7 @@ def test_what_a_request_leads_to_may_be_more_requests():
 
 
 def test_where_nobody_has_polled_for_long_mpi_goes_on_for_longer_but_not_for_ever(monkeypatch):
-    """An MPI moves so many bytes per call, and no more."""
+    """An MPI moves so many bytes per call, and no more; so small messages need few."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     requests, tests = Requests(), []
@@ -125,12 +125,22 @@ def test_where_nobody_has_polled_for_long_mpi_goes_on_for_longer_but_not_for_eve
 
     clock.now = 1000.0  # before there was anything to test for
     request, landed = Counted(), []
-    requests.add(request, landed.append)
-    for pause, expected in ((0.0, 1), (0.0022, 5), (3600.0, 41), (1e-5, 1)):
+    requests.add(Counted(), landed.append, nbytes=0)
+
+    def tests_after(pause):
         clock.now += pause
         assert not requests.poll()
-        assert len(tests) == expected
+        count = len(tests)
         tests.clear()
+        return count
+
+    assert [tests_after(pause) for pause in (0.0, 0.0007, 3600.0)] == [1, 2, 3]
+    requests.add(Counted(), landed.append, nbytes=10 << 16)
+    assert [tests_after(pause) for pause in (0.0022, 3600.0)] == [5, 13]
+    requests.add(request, landed.append)  # who knows how many
+    assert [tests_after(pause) for pause in (0.0022, 3600.0, 1e-5)] == [5, 41, 1]
+    requests.abandon()
+    requests.add(request, landed.append)
     clock.now, request.here = clock.now + 3600.0, True
     assert requests.poll() and len(landed) == 1
     assert len(tests) == 2  # it goes on no further when the first is there
@@ -165,7 +175,7 @@ def test_what_is_not_ready_is_begun_by_a_poll_that_finds_it_so():
         made.append(i)
         return request
 
-    later = [(lambda b=b: b.ready, lambda i=i: make(i), None) for i, b in enumerate(buffers)]
+    later = [(lambda b=b: b.ready, lambda i=i: make(i), None, 0) for i, b in enumerate(buffers)]
     operation = Operation(requests, [], None, lambda: made.append("then"), later=later)
     assert made == [1] and len(requests) == 2
     assert not operation.poll() and not operation.complete
