@@ -29,6 +29,7 @@ from .cpu_parts import (
     pack_rest,
     prefetch,
     unpack_rest,
+    wide,
 )
 from .layout import SCALE_LIMIT, SCALE_MIN, STAMP, UNIT, lanes_and_planes, papers_s
 from .rng import DRAW_BITS, GOLDEN
@@ -127,6 +128,7 @@ def encoder(
                 return f32(0)
             return scale if scale < f32(SCALE_LIMIT) else f32(np.nan)
 
+        wide()
         if stamp < 0:  # never; see STAMP
             return -1
         codes = np.empty(UNIT, u8)
@@ -213,6 +215,7 @@ def decoder(
                 else:
                     out[j] = f32(step * signed)
 
+        wide()
         if stamp < 0:  # never; see STAMP
             return
         codes = np.empty(UNIT, u8)

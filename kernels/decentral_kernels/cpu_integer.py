@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, float64, njit, types, uint32
 
-from .cpu_parts import ABS, bits_of, counter, draw, float_of, sum_of_squares
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, sum_of_squares, wide
 from .layout import NORM_WIDTH, STAMP, UNIT
 from .rng import DRAW_BITS, GOLDEN
 
@@ -37,6 +37,7 @@ def rounder(bits: int, random: bool) -> Callable[..., tuple[int, float]]:
 
     @njit(signature, nogil=True, cache=True)
     def round_(x, alpha, k0, k1, start, low, high, out, first, last):
+        wide()
         clipped, largest = 0, u32(0)
         if stamp < 0:  # never; see STAMP
             return clipped, f32(0)
@@ -72,6 +73,7 @@ def expander(bits: int, add: bool) -> Callable[..., None]:
 
     @njit(types.void(read_wire, float32, types.float32[::1], _int, _int), nogil=True, cache=True)
     def expand(integers, scale, out, first, last):
+        wide()
         if stamp < 0:  # never; see STAMP
             return
         target, source = out[first:last], integers[first:last]
@@ -92,6 +94,7 @@ def square_adder() -> Callable[..., float]:
 
     @njit(float64(_read_floats), nogil=True, cache=True)
     def add_squares(x):
+        wide()
         if stamp < 0:  # never; see STAMP
             return 0.0
         return sum_of_squares(x, np.empty(NORM_WIDTH, np.float64), NORM_WIDTH, False)

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import float32, njit, types, uint32
 from numba.extending import intrinsic
 
-from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest
+from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest, wide
 from .layout import EF_WIDTH, SIGN_LIMIT_BITS, STAMP, UNIT
 from .rng import DRAW_BITS, GOLDEN
 
@@ -32,6 +32,7 @@ _int = types.int64
 @njit
 def _pack_signs(signs, low, high, packed):
     """Pack the uint8 signs of coordinates low..high, of one unit."""
+    wide()
     columns = (high - low) // _LANES
     out = packed[low // _LANES : (high + 7) // _LANES]  # plain indices vectorize, sums do not
     for k in range(columns):
@@ -44,6 +45,7 @@ def _pack_signs(signs, low, high, packed):
 
 @njit
 def _unpack_signs(packed, low, high, signs):
+    wide()
     columns = (high - low) // _LANES
     mine = packed[low // _LANES : (high + 7) // _LANES]
     for k in range(columns):
@@ -60,6 +62,7 @@ def natural_encoder() -> Callable[..., int]:
 
     @njit(_int(_read_floats, uint32, uint32, _bytes, _bytes, _int, _int), nogil=True, cache=True)
     def natural_encode(x, k0, k1, exponents, packed, first, last):
+        wide()
         if stamp < 0:  # never; see STAMP
             return -1
         signs = np.empty(UNIT, u8)
@@ -91,6 +94,7 @@ def natural_decoder(add: bool) -> Callable[..., None]:
 
     @njit(signature, nogil=True, cache=True)
     def natural_decode(exponents, packed, weight, out, first, last):
+        wide()
         if stamp < 0:  # never; see STAMP
             return
         signs = np.empty(UNIT, u8)
@@ -157,6 +161,7 @@ def sign_scaler() -> Callable[..., int]:
                     count = u32(count + (u32(1) if p < f32(0) else u32(0)))
                 plus[j], minus[j], negative[j] = above, below, count
 
+        wide()
         if stamp < 0:  # never; see STAMP
             return -1
         plus, minus = np.empty(EF_WIDTH, f32), np.empty(EF_WIDTH, f32)
@@ -198,6 +203,7 @@ def sign_encoder() -> Callable[..., None]:
 
     @njit(signature, nogil=True, cache=True)
     def sign_encode(x, residual, block_size, scales, packed, first, last):
+        wide()
         if stamp < 0:  # never; see STAMP
             return
         signs = np.empty(UNIT, u8)
@@ -228,6 +234,7 @@ def sign_decoder(add: bool) -> Callable[..., None]:
 
     @njit(signature, nogil=True, cache=True)
     def sign_decode(scales, packed, block_size, weight, out, first, last):
+        wide()
         if stamp < 0:  # never; see STAMP
             return
         signs = np.empty(UNIT, u8)

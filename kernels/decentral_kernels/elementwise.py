@@ -107,12 +107,13 @@ class Elementwise:
         """The formula as a loop on the CPU; it returns the bits of the largest |result|."""
         from numba import float32, njit, types, uint32
 
-        from .cpu_parts import ABS, bits_of
+        from .cpu_parts import ABS, bits_of, wide
 
         name = f"{self.function.__name__}_loop"
         elements = [f"{v}[i]" for v in self._vectors]
         text = [
             f"def {name}({', '.join([*self._vectors, *self._numbers])}):",
+            "    wide()",
             "    largest = u32(0)",
             f"    for i in range({self._vectors[0]}.size):",
             f"        results = function({', '.join([*elements, *self._numbers])})",
@@ -123,6 +124,7 @@ class Elementwise:
         text.append("    return largest")
         inline = njit(inline="always")(self.function)
         scope = {"function": inline, "bits_of": bits_of, "u32": np.uint32, "ABS": ABS, "max": max}
+        scope["wide"] = wide
         scope["__name__"] = self.function.__module__
         # Numba's disk cache is the formula's file's, and so made anew when that changes.
         exec(compile("\n".join(text), self.function.__code__.co_filename, "exec"), scope)
