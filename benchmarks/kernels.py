@@ -44,10 +44,11 @@ def of_levels(x, out, bits, block_size, family):
 
 
 def of_signs(x, out):
-    residual, scales = np.zeros_like(x), np.empty(2 * -(-len(x) // 64), np.float32)
+    residual, left = np.zeros_like(x), np.empty_like(x)
+    scales = np.empty(2 * -(-len(x) // 64), np.float32)
     bits = np.empty(signs.signs_nbytes(len(x)), np.uint8)
     return (
-        lambda: signs.sign_encode(x, residual, 64, scales, bits),
+        lambda: signs.sign_encode(x, residual, left, 64, scales, bits),
         lambda: signs.sign_decode(scales, bits, 64, out, WEIGHT, add=True),
     )
 

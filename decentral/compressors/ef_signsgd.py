@@ -107,8 +107,7 @@ class EFSignSGD(Compressor):
         where, before = key[2:], self._residual(key, len(x))
         e = self._before.pop(where, None)  # memory to use again
         e = np.empty_like(before) if e is None else e
-        np.copyto(e, before)
-        block = kernels.sign_encode(x, e, self.block_size, scales, signs)
+        block = kernels.sign_encode(x, before, e, self.block_size, scales, signs)
         if block >= 0:
             start = block * self.block_size
             raise not_finite(self.name, x, start, self.block_size, "the largest value")

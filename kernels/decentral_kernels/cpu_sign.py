@@ -144,12 +144,17 @@ def _largest(x, residual):
 
 
 @lru_cache(maxsize=None)
-def sign_scaler() -> Callable[..., int]:
-    """Return the kernel that writes both means of every block; the first bad block or -1."""
-    stamp = STAMP
+def sign_encoder() -> Callable[..., int]:
+    """Return the kernel that writes both means of every block, signs, and what is left of p.
 
-    @njit(_int(_read_floats, _read_floats, _int, _floats, _int, _int), nogil=True, cache=True)
-    def sign_scale(x, residual, block_size, scales, first, last):
+    It returns the first block that cannot be encoded, or -1. p = x + residual is read again when a
+    block's means are known, from the cache.
+    """
+    stamp = STAMP
+    signature = _int(_read_floats, _read_floats, _floats, _int, _floats, _bytes, _int, _int)
+
+    @njit(signature, nogil=True, cache=True)
+    def sign_encode(x, residual, left, block_size, scales, packed, first, last):
         def add(x, residual, at, rows, width, plus, minus, negative):
             for j in range(width):
                 above, below, count = plus[j], minus[j], negative[j]
@@ -164,64 +169,52 @@ def sign_scaler() -> Callable[..., int]:
         wide()
         if stamp < 0:  # never; see STAMP
             return -1
+        signs = np.empty(UNIT, u8)
         plus, minus = np.empty(EF_WIDTH, f32), np.empty(EF_WIDTH, f32)
         negative = np.empty(EF_WIDTH, u32)
         bad = -1
-        for b in range(first, last):
-            start, end = b * block_size, min((b + 1) * block_size, x.size)
-            plus[:], minus[:], negative[:] = f32(0), f32(0), u32(0)
-            at = start
-            while at + 4 * EF_WIDTH <= end:  # counts are constants, so that loops unroll
-                add(x, residual, u64(at), 4, EF_WIDTH, plus, minus, negative)
-                at += 4 * EF_WIDTH
-            while at < end:
-                width = min(EF_WIDTH, end - at)
-                add(x, residual, u64(at), 1, width, plus, minus, negative)
-                at += EF_WIDTH
-            total_minus = u32(0)
-            for j in range(EF_WIDTH):
-                total_minus = u32(total_minus + negative[j])
-            total_plus = u32(u32(end - start) - total_minus)
-            above, below = _halved(plus), _halved(minus)
-            scales[2 * b] = f32(above / f32(total_plus)) if total_plus > u32(0) else f32(0)
-            scales[2 * b + 1] = f32(below / f32(total_minus)) if total_minus > u32(0) else f32(0)
-            # A value is part of a sum of non-negatives: where both are in range, so is every value.
-            most = max(u32(bits_of(above) & ABS), u32(bits_of(below) & ABS))
-            if most >= u32(SIGN_LIMIT_BITS) and bad < 0:
-                if _largest(x[start:end], residual[start:end]) >= u32(SIGN_LIMIT_BITS):
-                    bad = b
-        return bad
-
-    return sign_scale
-
-
-@lru_cache(maxsize=None)
-def sign_encoder() -> Callable[..., None]:
-    """Return the kernel that packs the signs of p = x + residual and writes the new residual."""
-    stamp = STAMP
-    signature = types.void(_read_floats, _floats, _int, _read_floats, _bytes, _int, _int)
-
-    @njit(signature, nogil=True, cache=True)
-    def sign_encode(x, residual, block_size, scales, packed, first, last):
-        wide()
-        if stamp < 0:  # never; see STAMP
-            return
-        signs = np.empty(UNIT, u8)
         for unit in range(first, last):
             low, high = unit * UNIT, min((unit + 1) * UNIT, x.size)
             i = low
             while i < high:
                 b = i // block_size
-                end = min((b + 1) * block_size, high)
-                plus, minus = scales[2 * b], f32(-scales[2 * b + 1])
-                g, e, codes = x[i:end], residual[i:end], signs[i - low : end - low]
+                start, end = b * block_size, min((b + 1) * block_size, x.size)
+                if i == start or unit == first:  # a block that began before `first` is not ours
+                    plus[:], minus[:], negative[:] = f32(0), f32(0), u32(0)
+                    at = start
+                    while at + 4 * EF_WIDTH <= end:  # counts are constants, so that loops unroll
+                        add(x, residual, u64(at), 4, EF_WIDTH, plus, minus, negative)
+                        at += 4 * EF_WIDTH
+                    while at < end:
+                        width = min(EF_WIDTH, end - at)
+                        add(x, residual, u64(at), 1, width, plus, minus, negative)
+                        at += EF_WIDTH
+                    total_minus = u32(0)
+                    for j in range(EF_WIDTH):
+                        total_minus = u32(total_minus + negative[j])
+                    total_plus = u32(u32(end - start) - total_minus)
+                    above, below = _halved(plus), _halved(minus)
+                    mean_plus = f32(above / f32(total_plus)) if total_plus > u32(0) else f32(0)
+                    mean_minus = f32(below / f32(total_minus)) if total_minus > u32(0) else f32(0)
+                    if i == start:
+                        scales[2 * b], scales[2 * b + 1] = mean_plus, mean_minus
+                    # A value is part of a sum of non-negatives: where both are in range, so is
+                    # every value.
+                    most = max(u32(bits_of(above) & ABS), u32(bits_of(below) & ABS))
+                    if most >= u32(SIGN_LIMIT_BITS) and bad < 0:
+                        if _largest(x[start:end], residual[start:end]) >= u32(SIGN_LIMIT_BITS):
+                            bad = b
+                end = min(end, high)
+                g, e, rest = x[i:end], residual[i:end], left[i:end]
+                codes = signs[i - low : end - low]
                 for j in range(g.size):
                     p = f32(g[j] + e[j])
-                    below = p < f32(0)
-                    codes[j] = u8(1) if below else u8(0)
-                    e[j] = f32(p - (minus if below else plus))
+                    below_zero = p < f32(0)
+                    codes[j] = u8(1) if below_zero else u8(0)
+                    rest[j] = f32(p - (f32(-mean_minus) if below_zero else mean_plus))
                 i = end
             _pack_signs(signs, low, high, packed)
+        return bad
 
     return sign_encode
 

@@ -43,10 +43,12 @@ def _side_means(blocks: Floats, counts: Floats) -> Floats:
     return np.where(counts > 0, sums[:, 0] / np.maximum(counts, np.float32(1)), np.float32(0))
 
 
-def sign_encode(x: Floats, residual: Floats, block_size: int, scales: Floats, signs: Bytes) -> int:
-    """Write both means of each block of p = x + e, and p's signs; e becomes p - c.
+def sign_encode(
+    x: Floats, residual: Floats, left: Floats, block_size: int, scales: Floats, signs: Bytes
+) -> int:
+    """Write both means of each block of p = x + residual, p's signs, and p - c to `left`.
 
-    Returns the first block that cannot be encoded, and then has written nothing, or -1.
+    Returns the first block that cannot be encoded, or -1.
     """
     with np.errstate(all="ignore"):
         p = x + residual
@@ -60,7 +62,7 @@ def sign_encode(x: Floats, residual: Floats, block_size: int, scales: Floats, si
         counts = _blocks(side.astype(np.float32), block_size).sum(axis=1, dtype=np.float32)
         scales[k::2] = _side_means(_blocks(magnitudes, block_size, EF_WIDTH), counts)
     signs[:] = pack(below.astype(np.uint8), 1)
-    residual[:] = p - sign_decode(scales, signs, block_size, x.size)
+    left[:] = p - sign_decode(scales, signs, block_size, x.size)
     return -1
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .backend import first_bad, share_units
-from .threads import GRAIN, share
 
 
 def signs_nbytes(numel: int) -> int:
@@ -39,24 +38,20 @@ def natural_decode(exponents: Any, signs: Any, out: Any, weight: float, add: boo
     share_units(lambda a, b: kernel(exponents, signs, w, out, a, b), out.size)
 
 
-def sign_encode(x: Any, residual: Any, block_size: int, scales: Any, signs: Any) -> int:
-    """Write both means of each block of p = x + residual, and p's signs; residual becomes p - c.
+def sign_encode(x: Any, residual: Any, left: Any, block_size: int, scales: Any, signs: Any) -> int:
+    """Write both means of each block of p = x + residual, p's signs, and p - c to `left`.
 
-    Returns the first block that holds NaN, inf or 2^126 and more; residual is then as it was. Else
-    returns -1.
+    All three are float32[n]; `left` is not the residual. Returns the first block that holds NaN,
+    inf or 2^126 and more, or -1.
     """
     from . import cpu_sign
 
-    scale, encode = cpu_sign.sign_scaler(), cpu_sign.sign_encoder()
-    blocks = scales.size // 2
-    bad = first_bad(
-        share(
-            lambda a, b: scale(x, residual, block_size, scales, a, b), blocks, GRAIN // block_size
-        )
-    )
-    if bad < 0:
-        share_units(lambda a, b: encode(x, residual, block_size, scales, signs, a, b), x.size)
-    return bad
+    kernel = cpu_sign.sign_encoder()
+
+    def run(first: int, last: int) -> int:
+        return kernel(x, residual, left, block_size, scales, signs, first, last)
+
+    return first_bad(share_units(run, x.size))
 
 
 def sign_decode(
@@ -82,7 +77,6 @@ def compile_sign() -> None:
     """Compile, or load from the disk cache, the kernels of EF-SignSGD."""
     from . import cpu_sign
 
-    cpu_sign.sign_scaler()
     cpu_sign.sign_encoder()
     for add in (False, True):
         cpu_sign.sign_decoder(add)
