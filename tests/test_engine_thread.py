@@ -67,3 +67,17 @@ def test_an_engine_that_is_gone_has_nothing_to_end():
     del engine
     assert reference() is None
     decentral.engine._end(reference)
+
+
+def test_a_bell_that_rang_ends_the_next_sleep_once():
+    bell = decentral.engine.Bell()
+    bell.ring()
+    bell.ring()
+    assert bell.sleep(60.0)
+    assert not bell.sleep(1e-3)
+    bell.ring()
+    bell.hush()
+    bell.hush()
+    assert not bell.sleep(1e-3)
+    threading.Timer(1e-2, bell.ring).start()
+    assert bell.sleep(60.0)
