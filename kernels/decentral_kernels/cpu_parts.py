@@ -52,7 +52,8 @@ def float_of(typingctx: Any, x: Any) -> Any:
 def has_wide_vectors() -> bool:
     """Return whether this is an x86 processor whose clock vectors of 512 bits hardly slow down.
 
-    Intel's do since Ice Lake, which brought VBMI2; LLVM prefers 256 bits on all of Intel's.
+    Those that have VBMI2: Intel's since Ice Lake, for all of which LLVM prefers 256 bits, and AMD's
+    since Zen 4, for which it does not.
     """
     try:
         return bool(get_host_cpu_features().get("avx512vbmi2", False))
