@@ -18,7 +18,7 @@ from .watch import Watch
 # and what the two sides need to agree on that.
 _PER_STEP_S, _PER_STEP_NBYTES, _AGREEING = 500e-6, 1 << 16, 2
 _MOST_STEPS = 40  # which is what the longest pause takes
-ANY_NBYTES = _MOST_STEPS * _PER_STEP_NBYTES  # of a request, where it is not known
+_ANY_NBYTES = _MOST_STEPS * _PER_STEP_NBYTES  # of a request, where it is not known
 Landed = Callable[[Any], object]  # is given the status of the request
 
 
@@ -45,7 +45,7 @@ class Requests:
         self._waiting: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self.lock = threading.RLock()  # held while landed() runs, which may add
 
-    def add(self, request: Any, landed: Landed, nbytes: int = ANY_NBYTES) -> None:
+    def add(self, request: Any, landed: Landed, nbytes: int = _ANY_NBYTES) -> None:
         """Call landed(status) when the request, of at most so many bytes, is complete."""
         with self.lock:
             if not self._requests:
@@ -176,7 +176,7 @@ class Operation:
         then: Callable[[], None] = lambda: None,
         missing: Collection[int] = (),
         later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None, int]] = (),
-        nbytes: int = ANY_NBYTES,
+        nbytes: int = _ANY_NBYTES,
     ) -> None:
         self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
         self.missing = missing

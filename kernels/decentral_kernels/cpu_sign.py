@@ -148,7 +148,8 @@ def sign_encoder() -> Callable[..., int]:
     """Return the kernel that writes both means of every block, signs, and what is left of p.
 
     It returns the first block that cannot be encoded, or -1. p = x + residual is read again when a
-    block's means are known, from the cache.
+    block's means are known, from the cache. One function does it all: with the
+    means in a compiled function of their own it took twice the time at blocks of 64.
     """
     stamp = STAMP
     signature = _int(_read_floats, _read_floats, _floats, _int, _floats, _bytes, _int, _int)
