@@ -94,13 +94,16 @@ def accuracies(run):
 
 def overlaps(run):
     """Return the table of a run of overlap.py."""
-    head = ["system", "batch", "s computing", "s communicating", "s for both", "hidden"]
+    head = ["system", "batch", "s computing", "s communicating", "s for both", "hidden (range)"]
     rows = []
     for name, found in run["systems"].items():
         if not found:
             rows.append([name, "failed", *["-"] * 5])
             continue
         seconds = [f"{found[k]:.3f}" for k in ("compute_s", "communication_s", "mean_s")]
-        shares = [number(found["hidden"]), number(found.get("stats_hidden"))]
-        rows.append([name, str(found["batch"]), *seconds, *shares])
+        low, high = min(found["shares"]), max(found["shares"])
+        share = f"{found['hidden']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append(
+            [name, f"{found['batch']:.0f}", *seconds, share, number(found.get("stats_hidden"))]
+        )
     return markdown([*head, "stats()'s hidden"], rows)

@@ -17,7 +17,9 @@ def launch_of(spec):
     return kind.launch
 
 
-def measure(lab, systems, turns, flags=(), ranks_per_host=1, timeout=300, openmpi=None):
+def measure(
+    lab, systems, turns, flags=(), ranks_per_host=1, timeout=300, openmpi=None, worker=WORKER
+):
     """Return {system: [one dictionary per turn]}, medians over ranks, in the order of `systems`.
 
     What fails is said on standard error, and has fewer turns, or none.
@@ -28,7 +30,7 @@ def measure(lab, systems, turns, flags=(), ranks_per_host=1, timeout=300, openmp
             names = [name for name in systems if launch_of(name) == launch]
             if not names:
                 continue
-            command = [WORKER, "--systems", *names, *map(str, flags)]
+            command = [worker, "--systems", *names, *map(str, flags)]
             if launch == "gloo":
                 result = lab.gloo(command, ranks_per_host, timeout)
             else:
@@ -44,15 +46,15 @@ def measure(lab, systems, turns, flags=(), ranks_per_host=1, timeout=300, openmp
 
 def over_ranks(records):
     """Return the median over ranks of every number that is measured per rank."""
-    keys = ("mean_s", "median_s", "min_s", "cpu_s", "wire_bytes")
-    keys += ("bytes_sent", "communication_s", "waited_s", "hidden")
-    return {k: statistics.median(r[k] for r in records) for k in keys if k in records[0]}
+    keys = records[0].keys() - {"system", "rank", "size", "steps_s"}
+    return {k: statistics.median(r[k] for r in records) for k in keys}
 
 
 def over_turns(turns):
-    """Return the median over turns, and the range of the seconds per step; None without turns."""
+    """Return the median over turns, and what was found in each; None without turns."""
     if not turns:
         return None
     middle = {k: statistics.median(t[k] for t in turns) for k in turns[0]}
     seconds = [t["mean_s"] for t in turns]
-    return middle | {"seconds": seconds, "lowest_s": min(seconds), "highest_s": max(seconds)}
+    middle |= {"seconds": seconds, "lowest_s": min(seconds), "highest_s": max(seconds)}
+    return middle | ({"shares": [t["hidden"] for t in turns]} if "hidden" in middle else {})

@@ -109,18 +109,26 @@ def test_medians_over_ranks_and_turns():
     assert turns.over_turns([]) is None
 
 
-def test_overlap_of_a_step():
-    import overlap
+def test_overlap_is_measured_beside_a_computation_as_long():
+    import balanced
+    import tables
+    import turns
 
-    assert overlap.hidden(both=3.0, computing=2.0, communicating=2.0) == pytest.approx(0.5)
-    assert overlap.batch_for(0.3, {16: 0.1, 256: 0.58}) == 116
-    assert overlap.batch_for(0.0, {16: 0.1, 256: 0.58}) == 1
-    specs = ["compute-mpi@8", "ecd-psgd@8", "ecd-psgd@free", "compute-mpi@free"]
-    assert overlap.specs_of("ecd-psgd", 8) == specs
-    found = {spec: {"median_s": s} for spec, s in zip(specs, (1.0, 1.5, 2.0, 1.0), strict=True)}
-    row = overlap.row(found, "ecd-psgd", 8)
-    assert overlap.over_turns([row], 8)["hidden"] == pytest.approx(0.5)
-    assert overlap.row({}, "ecd-psgd", 8) is None and overlap.over_turns([], 8) is None
+    assert balanced.hidden(both=3.0, computing=2.0, communicating=2.0) == pytest.approx(0.5)
+    assert balanced.batch_for(0.3, {16: 0.1, 256: 0.58}) == 116
+    assert balanced.batch_for(0.0, {16: 0.1, 256: 0.58}) == 1
+
+    def step(spec):
+        name, _, how = spec.partition("@")
+        if name == "compute":
+            return {"median_s": 0.1 if how == "free" else int(how) / 100}
+        return {"median_s": 0.6 if how == "free" else 0.75, "hidden": 0.9}
+
+    found = balanced.balance("ecd-psgd", step)
+    assert (found["batch"], found["compute_s"], found["mean_s"]) == (50, 0.5, 0.75)
+    assert found["hidden"] == pytest.approx(0.5) and found["stats_hidden"] == 0.9
+    run = RUN | {"systems": {"ecd-psgd": turns.over_turns([found]), "bad": None}}
+    assert "| ecd-psgd | 50 | 0.500 | 0.500 | 0.750 | 0.50 (0.50 to 0.50) |" in tables.overlaps(run)
 
 
 def test_accuracy_table():
