@@ -78,11 +78,6 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _rounding(p: Tensor) -> float:
-    """Return by how much of itself a parameter changes when it is rounded to its dtype."""
-    return torch.finfo(p.dtype).eps / 2
-
-
 class _Off(NamedTuple):
     """How far a rank's sum is from its neighbors' estimates: bucket, coordinate, and how far."""
 
@@ -102,7 +97,6 @@ class Estimates:
         self._compressor = lossless()
         # The largest estimates that were seen, since what was rounded in the past stays.
         self._largest = [float(b.of(parameters).abs().max()) for b in buckets]
-        self._rounding = max(_ROUNDING, *(_rounding(p) for p in buckets.parameters))
 
     def check(self, t: int, mixer: Mixer) -> None:
         """Compare after exchange t, bucket by bucket, so that little memory is needed.
@@ -111,14 +105,11 @@ class Estimates:
             InconsistentError: on all ranks, naming those whose sum is the furthest off, and a
                 parameter.
         """
-        flat = mixer.parameters()
-        parameters = [b.of(flat) for b in self._buckets]
-        estimates = self._algorithm.estimates(parameters)
+        estimates = self._algorithm.estimates(mixer.iterate())
         if not estimates:
             return
         mixer.settle()
-        rounding = self._rounding if estimates is parameters else _ROUNDING
-        tolerance = _DRIFT * math.sqrt(t) * rounding
+        tolerance = _DRIFT * math.sqrt(t) * _ROUNDING
         offs = [self._off(b, estimate, t, tolerance) for b, estimate in enumerate(estimates)]
         mine = next((off for off in offs if off is not None), None)
         everyone = self._comm.all_gather_object(mine)

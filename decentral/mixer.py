@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .algorithms import GossipAlgorithm, GradientAlgorithm
 from .averaging import average_parameters
@@ -145,7 +146,12 @@ class Mixer(Rounds):
         return result
 
     def _round(self) -> None:
-        """Let the algorithm, too, have what parameters of other dtypes have made of the iterate."""
+        """Let the algorithm, too, have what parameters of other dtypes have made of the iterate.
+
+        Unless the neighbors know it: then what they have made is a part of the next update.
+        """
+        if self._algorithm.shares_x:
+            return
         views = map(self._buckets.views, (self._new, self._old))
         for p, new, old in zip(self._buckets.parameters, *views, strict=True):
             if not same_memory(new, p):
@@ -193,6 +199,10 @@ class Mixer(Rounds):
                 self._engine.wait(self._tasks[b])
                 self._side.join()
                 algorithm.finish(b, bucket.of(self._old), bucket.of(self._new), t)
+
+    def iterate(self) -> list[Tensor]:
+        """Return what the algorithm has left of the iterate, a vector per bucket; see keeps_x."""
+        return [bucket.of(self._old) for bucket in self._buckets]
 
     def parameters(self) -> Flat:
         """Return this rank's parameters, which are not to be changed."""

@@ -26,7 +26,8 @@ from .streams import Side
 class Reducer:
     """Averages the gradients of one optimizer's parameters once per backward().
 
-    `begin()` is called before the first bucket of each, and returns the number of the step.
+    `begin(again)` is called before the first bucket of each, and returns the number of the step;
+    `again` counts the means of this step that there were before.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Reducer:
         buckets: Buckets,
         comm: Communicator,
         engine: Engine,
-        begin: Callable[[], int],
+        begin: Callable[[int], int],
     ) -> None:
         self._algorithm, self._buckets, self._comm = algorithm, buckets, comm
         self._engine, self._begin, self._side = engine, begin, Side()
@@ -43,6 +44,7 @@ class Reducer:
         self.sync, self.averaged = True, False
         self.not_finite: NotFiniteError | None = None
         self._queued = False
+        self._means_before, self._evaluated = 0, False  # in this step; whether by its closure
         self._reset()
         for i, p in enumerate(buckets.parameters):
             hook(p, self._hook(i))
@@ -55,7 +57,13 @@ class Reducer:
         self._tasks: list[Task] = []
 
     def forget(self) -> None:
-        """Gradients were cleared, or a step was done with them."""
+        """Gradients were cleared, and so was what a mean has changed that no step has used."""
+        if self._means_before and not self._evaluated:
+            self._algorithm.retract(self._last_step)
+            self._means_before = 0
+        self._clear()
+
+    def _clear(self) -> None:
         self.averaged = self._queued = False
         self.not_finite = None
         self._abandon()
@@ -65,6 +73,8 @@ class Reducer:
         if any(self._seen):
             self._engine.drain()
             self._side.join()
+            if self._step:
+                self._algorithm.retract(self._step)
             self._reset()
 
     # ---- during backward ----------------------------------------------------------------------
@@ -114,7 +124,7 @@ class Reducer:
         """Hand over the buckets that are full, none before the one in front of it."""
         while len(self._tasks) < len(self._buckets) and not self._missing[len(self._tasks)]:
             if not self._step:
-                self._step = self._begin()
+                self._step = self._last_step = self._begin(self._means_before)
             b = len(self._tasks)
             g = self._gradients.vector(b)
             steps = self._side.task(self._algorithm.average(b, g, self._step), g, turns=True)
@@ -128,17 +138,21 @@ class Reducer:
         Raises:
             NotFiniteError: a mean is NaN; on all ranks.
         """
-        if closure is None:
-            self._means()  # if backward() was inside no_sync(), or not called at all
-            result: Any = optimizer.step()
-        else:
-            result = optimizer.step(self._averaging(closure))
-        self.forget()
+        try:
+            if closure is None:
+                self._means()  # if backward() was inside no_sync(), or not called at all
+                result: Any = optimizer.step()
+            else:
+                result = optimizer.step(self._averaging(closure))
+        finally:
+            self._means_before, self._evaluated = 0, False
+        self._clear()
         return result
 
     def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def averaging_closure() -> Any:
             self.forget()
+            self._evaluated = True
             with torch.enable_grad():
                 loss = closure()
             self._means()
@@ -172,8 +186,9 @@ class Reducer:
         results = [task.result for task in self._tasks]
         self.not_finite = complaint(results, self._comm, self._step, self._buckets)
         if self.not_finite is not None:
-            self._algorithm.retract()
+            self._algorithm.retract(self._step)
         self.averaged = True
+        self._means_before += 1
         self._reset()
 
     def _hand_out(self) -> None:

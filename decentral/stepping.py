@@ -77,6 +77,8 @@ class Stepping(Wrapper):
         check_averaged(overflow, reducer is None or reducer.averaged)
         skip, closure = self._skips.decide(overflow, closure)
         if skip and self._skips.together:
+            if reducer is not None:
+                reducer.forget()
             return None
         local = None if skip else self._local_step(closure)
         if reducer is None:
@@ -105,13 +107,13 @@ class Stepping(Wrapper):
     def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
         return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
 
-    def _begin_averaging(self) -> int:
+    def _begin_averaging(self, again: int) -> int:
         step = self._steps + 1
         said = self._joining.announcing("average", (step, rates_of(self.optimizer)))
         if said is not None:
             self._engine.submit(said, f"step {step}, join()")
         rates = learning_rates(self.optimizer, self._buckets)
-        self._algorithm.begin_step(step, rates)  # type: ignore[attr-defined]
+        self._algorithm.begin_step(step, rates, again)  # type: ignore[attr-defined]
         return step
 
     # ---- ranks with fewer batches -----------------------------------------------------------

@@ -10,7 +10,7 @@ from decentral import InconsistentError, consistency
 from decentral.communicators import run_local
 
 SIZE, ODD = 5, 3
-ESTIMATES = {"ecd-psgd": "xt", "choco-sgd": "xh", "dcd-psgd": None}  # None: the parameters
+ESTIMATES = {"ecd-psgd": "xt", "choco-sgd": "xh", "dcd-psgd": None}  # None: x itself
 SHARING = list(ESTIMATES)
 
 
@@ -137,24 +137,20 @@ def test_a_rank_alone_has_nobody_to_differ_from(name):
 # ---- estimates that neighbors share -----------------------------------------------------------
 
 
-def estimate_of(model, how, b):
+def estimate_of(opt, how, b):
     """Return bucket b's estimate: what its neighbors know a rank by."""
     name = ESTIMATES[how.name]
-    return (
-        model.get_parameter(cases.BUCKETS[b]).data.view(-1)
-        if name is None
-        else getattr(how, name)[b]
-    )
+    return opt._rounds.iterate()[b] if name is None else getattr(how, name)[b]
 
 
 def compared(name, spoil, topology="ring", compressed="nuqsgd", size=SIZE):
-    """Let spoil(model, algorithm, opt) loose on rank ODD after some steps, and compare."""
+    """Let spoil(optimizer, algorithm) loose on rank ODD after some steps, and compare."""
 
     def rank(comm):
         model, how, opt = make(comm, name, compressed, topology, check_every=4)
         cases.train(opt, model, steps=4)
         if comm.rank == ODD:
-            spoil(model, how)
+            spoil(opt, how)
         opt._upkeep.after(4)
 
     said = complaints(size, rank)
@@ -172,8 +168,8 @@ def assert_named(text, b, ranks=f"rank {ODD}"):
 @pytest.mark.parametrize("name", SHARING)
 @pytest.mark.parametrize("b", (0, 3))
 def test_a_flipped_bit_of_an_estimate(name, b, topology, bit):
-    def spoil(model, how):
-        estimate = estimate_of(model, how, b)
+    def spoil(opt, how):
+        estimate = estimate_of(opt, how, b)
         flip(estimate, int(estimate.abs().argmax()), bit)
 
     assert_named(compared(name, spoil, topology), b)
@@ -182,7 +178,7 @@ def test_a_flipped_bit_of_an_estimate(name, b, topology, bit):
 @pytest.mark.parametrize("bit", (23, 26, 29, 30))
 @pytest.mark.parametrize("name", SHARING)
 def test_a_flipped_bit_of_a_sum(name, bit):
-    def spoil(model, how):
+    def spoil(opt, how):
         flip(how.S[1], int(how.S[1].abs().argmax()), bit)
 
     assert_named(compared(name, spoil), 1)
@@ -192,21 +188,21 @@ def test_a_flipped_bit_of_a_sum(name, bit):
 @pytest.mark.parametrize("what", ("estimate", "sum"))
 @pytest.mark.parametrize("name", SHARING)
 def test_what_is_not_finite(name, what, value):
-    def spoil(model, how):
-        (estimate_of(model, how, 2) if what == "estimate" else how.S[2])[3] = float(value)
+    def spoil(opt, how):
+        (estimate_of(opt, how, 2) if what == "estimate" else how.S[2])[3] = float(value)
 
     assert_named(compared(name, spoil), 2)
 
 
 def test_of_two_ranks_nobody_can_tell_which():
-    def spoil(model, how):
-        estimate_of(model, how, 0)[0] += 0.1
+    def spoil(opt, how):
+        estimate_of(opt, how, 0)[0] += 0.1
 
     def rank(comm):
         model, how, opt = make(comm, "ecd-psgd", "nuqsgd", check_every=4)
         cases.train(opt, model, steps=4)
         if comm.rank == 1:
-            spoil(model, how)
+            spoil(opt, how)
         opt._upkeep.after(4)
 
     for text in complaints(2, rank):
@@ -256,7 +252,7 @@ def test_honest_steps_are_not_told_apart(name, monkeypatch):
 
 @pytest.mark.parametrize("name", SHARING)
 def test_parameters_that_are_rounded_to_bfloat16(name):
-    """The estimates of dcd-psgd are the parameters: each step's rounding parts them from S."""
+    """What dcd-psgd shares with its neighbors is not rounded."""
 
     def rank(comm):
         model = mlp().bfloat16()

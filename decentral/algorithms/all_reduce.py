@@ -17,7 +17,6 @@ algorithm 1 of Mishchenko et al., "IntSGD", ICLR 2022, which decentral/compresso
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -38,11 +37,11 @@ from .means import (
     gathered_rounds,
     my_shard,
     refused_by,
-    rounding_noise,
     shard_length,
     sharded_rounds,
     split_ranks,
 )
+from .noise import rounding_noise
 from .rounds import Place, Round, summed
 
 EXCHANGES = ("auto", "all-gather", "reduce-scatter", "two-level")
@@ -85,6 +84,7 @@ class AllReduce(GradientAlgorithm):
         return f"{super().__repr__()[:-1]}{how})"
 
     def _allocate(self, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
+        self._draws = self._seed
         self._numels = [len(v) for v in vectors]
         self._means: list[Mean] = []
         self._chosen = ["all-reduce"] * len(vectors)
@@ -93,9 +93,8 @@ class AllReduce(GradientAlgorithm):
         elif not self.compressor.lossless:
             self._choose(vectors)
 
-    @functools.cached_property
-    def _noisy(self) -> bool:
-        return rounding_noise(self.compressor) > _SHARDED_UP_TO_NOISE
+    def _noisy(self, numel: int) -> bool:
+        return rounding_noise(self.compressor, numel) > _SHARDED_UP_TO_NOISE
 
     def _choose(self, vectors: Sequence[Tensor]) -> None:
         ranks = set(Counter(self.comm.hosts).values())
@@ -112,7 +111,7 @@ class AllReduce(GradientAlgorithm):
 
     def _way(self, size: int, even: bool, numel: int) -> str:
         """Return what "auto" stands for; `even`: hosts have equally many ranks, several each."""
-        if numel < _SHARDED_FROM_NUMEL or self._noisy:
+        if numel < _SHARDED_FROM_NUMEL or self._noisy(numel):
             return "all-gather"
         if even:
             return "two-level"
@@ -132,14 +131,14 @@ class AllReduce(GradientAlgorithm):
 
     def _mean(self, vector: Tensor, comm: Communicator, ranks: Sequence[int], way: str) -> Mean:
         """Return the mean over a communicator whose ranks are these of the job."""
-        arguments = (self.compressor, comm, self._seed, ranks, self.comm.size)
+        arguments = (self.compressor, comm, ranks, self.comm.size)
         if way == "all-gather":
             return GatheredMean(vector, *arguments)
         if way == "reduce-scatter":
             return ShardedMean(vector, *arguments)
         local, across = self._local, self._across
         on_host, peers = split_ranks(self.comm.hosts, self.comm.rank)
-        lower = (lossless(), local, self._seed, on_host, self.comm.size)
+        lower = (lossless(), local, on_host, self.comm.size)
         part = my_shard(vector, local)
         inner = self._mean(part, across, peers, self._way(across.size, False, len(part)))
         return ShardedMean(vector, *lower, inner=inner)
@@ -179,8 +178,9 @@ class AllReduce(GradientAlgorithm):
         """The compressor, where it is one of compressors/integers.py."""
         return self.compressor
 
-    def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
+    def begin_step(self, step: int, rates: Sequence[Sequence[float]], again: int = 0) -> None:
         """See GradientAlgorithm.begin_step."""
+        self._draws = self._seed + (again << 32)  # other draws than those of the same step
         if self.compressor.summable:
             self._integers.begin_step(step, rates)
 
@@ -190,7 +190,7 @@ class AllReduce(GradientAlgorithm):
             return self._exact_mean(g)
         if self.compressor.summable:
             return self._observed_mean(bucket, g, step)
-        return self._means[bucket].average(bucket, as_array(g), step)
+        return self._means[bucket].average(bucket, as_array(g), step, self._draws)
 
     def _exact_mean(self, g: Tensor) -> Averaging:
         failure = self._own_mistake(g)
@@ -228,7 +228,7 @@ class AllReduce(GradientAlgorithm):
         """Replace g by S / (n alpha); add to `sent` what this rank's integers stand for."""
         c, comm = self._integers, self.comm
         host = g.cpu()  # the same memory, unless g is on a GPU
-        key = (self._seed, step, comm.rank, bucket)
+        key = (self._draws, step, comm.rank, bucket)
         x, failure = host.numpy(), None
         try:
             check_finite(x, c.name)  # before the maximum, which would spread it

@@ -200,12 +200,16 @@ def _unreadable(who: str, source: int, bucket: int, step: int, error: ValueError
 class GradientAlgorithm(Algorithm):
     """All ranks hold the same parameters and average their gradients."""
 
-    def begin_step(self, step: int, rates: Sequence[Sequence[float]]) -> None:
-        """Prepare for the buckets of a step; `rates` are the tensors' learning rates, by bucket."""
+    def begin_step(self, step: int, rates: Sequence[Sequence[float]], again: int = 0) -> None:
+        """Prepare for the buckets of a step; `rates` are the tensors' learning rates, by bucket.
 
-    def retract(self) -> None:
-        """Forget what the messages of the last means have changed: the means are not used."""
-        self.compressor.retract()
+        `again` counts how often gradients were averaged in this step before: what is added to a
+        mean has to be rounded by other draws than the mean was, or rounding is biased.
+        """
+
+    def retract(self, step: int) -> None:
+        """Forget what the messages of a step, the last one, have changed: they are not used."""
+        self.compressor.retract(step)
 
     @abstractmethod
     def average(self, bucket: int, g: Tensor, step: int) -> Averaging:

@@ -27,7 +27,7 @@ from decentral_topologies import Topology
 from ..compressors.base import Compressor
 from .base import Publishing
 from .gossip import GossipAlgorithm, TopologyLike, applied, copies, zeros
-from .means import rounding_noise
+from .noise import contraction
 from .requirements import check_stateless
 
 
@@ -87,10 +87,7 @@ class ChocoSGD(GossipAlgorithm):
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
-        eps = rounding_noise(self.compressor)
-        noisy = self.compressor.unbiased and eps >= 1
-        self._scale = 1 / (1 + eps) if noisy else 1.0
-        omega = self._scale if noisy else max(0.0, 1 - eps)
+        eps, self._scale, omega = contraction(self.compressor, vectors)
         self._gamma = self._step_size(omega, eps)
         self.S, self.xh = zeros(vectors), copies(vectors)
 
@@ -100,7 +97,7 @@ class ChocoSGD(GossipAlgorithm):
             return theorem_gamma(self.topology, omega)
         return 1 / (1 + eps) if self.gamma is None else float(self.gamma)
 
-    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    def estimates(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         """See GossipAlgorithm.estimates."""
         return self.xh
 

@@ -8,7 +8,9 @@ arXiv:1803.06443, Algorithm 1, for t = 1, 2, ...:
 
 So x_i itself moves by what was sent, and a replica equals it bit for bit. Of the replicas a rank
 keeps only S_i = sum_j W_ij x_j - x_i. The theory wants a compressor with little noise; ours: it is
-refused nothing but what is biased, and ECD-PSGD or CHOCO-SGD take coarser ones.
+refused nothing but what is biased, and ECD-PSGD or CHOCO-SGD take coarser ones. Ours, too: x_i
+stays float32 where parameters are bfloat16 or the like, and what rounding has changed of them is
+sent with the next local update, or ranks would drift apart.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class DCDPSGD(GossipAlgorithm):
 
     name = "dcd-psgd"
     formulas = (_difference,)
+    shares_x = True
 
     def __init__(
         self, topology: TopologyLike = "ring", compressor: Compressor | None = None
@@ -55,9 +58,9 @@ class DCDPSGD(GossipAlgorithm):
         """See GossipAlgorithm.reset."""
         self.S = zeros(vectors)
 
-    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    def estimates(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         """See GossipAlgorithm.estimates."""
-        return parameters
+        return x
 
     def update(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.update."""

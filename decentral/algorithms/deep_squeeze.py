@@ -8,7 +8,9 @@ Compression", 2019, arXiv:1907.07346, Algorithm 1:
     x_i <- x_i - eta g_i(x_i) + gamma sum_j (W_ij - 1{i = j}) C(v_j)
 
 There are no estimates of neighbors to keep, so the topology may change from step to step. But the
-whole model is compressed, so its noise is that of the model's size: gamma has to be small.
+whole model is compressed, so its noise is that of the model's size: gamma has to be small. Q = C
+has to contract, or e grows with every step; ours: an unbiased C with ||C(z) - z||^2 = eps ||z||^2
+is divided by 1 + eps where eps >= 1, as in CHOCO-SGD.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from decentral_kernels.elementwise import Elementwise, Number
 from ..compressors.base import Compressor
 from .base import Publishing
 from .gossip import GossipAlgorithm, TopologyLike, applied, zeros
-from .means import rounding_noise
+from .noise import contraction
 from .requirements import check_stateless
 
 
@@ -68,7 +70,7 @@ class DeepSqueeze(GossipAlgorithm):
 
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """See GossipAlgorithm.reset."""
-        eps = rounding_noise(self.compressor)
+        eps, self._scale, _ = contraction(self.compressor, vectors)
         self._gamma = 0.5 / (1 + eps) ** 2 if self.gamma is None else self.gamma
         self.S, self.e = zeros(vectors), zeros(vectors)
 
@@ -76,12 +78,12 @@ class DeepSqueeze(GossipAlgorithm):
         """See GossipAlgorithm.update."""
         e = self.e[bucket]
         v = applied(_compensate, e, x_new)
-        self._encode_in_parts(bucket, e, step, v, e, -1.0)
+        self._encode_in_parts(bucket, e, step, v, e, -self._scale)
 
     def publish(self, bucket: int, step: int) -> Publishing:
         """See GossipAlgorithm.publish."""
         self.S[bucket].zero_()
-        return self._gossip(bucket, step, own=self._own[bucket])
+        return self._gossip(bucket, step, self._scale, own=self._own[bucket])
 
     def finish(self, bucket: int, x: Tensor, x_new: Tensor, step: int) -> None:
         """See GossipAlgorithm.finish."""

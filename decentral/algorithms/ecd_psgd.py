@@ -85,7 +85,7 @@ class ECDPSGD(GossipAlgorithm):
     def _t(self, step: int) -> int:
         return step if self.published else min(step, self.horizon)
 
-    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    def estimates(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         """See GossipAlgorithm.estimates."""
         return self.xt
 

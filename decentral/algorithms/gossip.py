@@ -39,7 +39,9 @@ class GossipAlgorithm(Algorithm):
     Messages of step t, from 1, travel along the topology's step t - 1. `directed` and
     `time_varying` say which topologies an algorithm takes, `averages` whether W's rows have to add
     up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket, `keeps_x` whether
-    that of update()'s x, too, is to be there the next time; `formulas` are what is to be compiled.
+    that of update()'s x, too, is to be there the next time, and `shares_x` whether it is what the
+    neighbors know, unrounded where parameters are not float32; `formulas` are what is to be
+    compiled.
     """
 
     directed: ClassVar[bool] = False
@@ -47,6 +49,7 @@ class GossipAlgorithm(Algorithm):
     averages: ClassVar[bool] = True
     synchronous: ClassVar[bool] = False
     keeps_x: ClassVar[bool] = True
+    shares_x: ClassVar[bool] = False
     vectors: ClassVar[tuple[str, ...]] = ("S",)
     formulas: ClassVar[tuple[Elementwise, ...]] = ()
     S: list[Tensor]
@@ -108,10 +111,11 @@ class GossipAlgorithm(Algorithm):
     def reset(self, vectors: Sequence[Tensor]) -> None:
         """Begin from these parameters, a vector per bucket, which all ranks have in common."""
 
-    def estimates(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    def estimates(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return this rank's estimate, a vector per bucket, which S is relative to.
 
-        Nothing where S is made anew in every step, so that there is none to be wrong.
+        Nothing where S is made anew in every step, so that there is none to be wrong. `x` is what
+        update() has left there.
         """
         return ()
 

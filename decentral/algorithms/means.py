@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from ..communicators.base import Communicator
@@ -56,14 +55,6 @@ def split_ranks(hosts: Sequence[int], rank: int) -> tuple[list[int], list[int]]:
     return on_host, peers
 
 
-def rounding_noise(compressor: Compressor) -> float:
-    """Return ||C(x) - x||^2 / ||x||^2 of a Gaussian vector, the same one on all ranks."""
-    x = np.random.default_rng(0).standard_normal(1 << 14).astype(np.float32)
-    c = compressor.fresh()
-    y = c.decode(c.encode(x, (0, 0, 0, 0)))
-    return float(np.square(y - x).sum() / np.square(x).sum())
-
-
 def encode_or_refuse(
     compressor: Compressor, x: Any, key: Key, out: Payload, start: int = 0
 ) -> NotFiniteError | None:
@@ -100,16 +91,15 @@ class Mean(ABC):
         self,
         compressor: Compressor,
         comm: Communicator,
-        seed: int,
         ranks: Sequence[int],
         total: int,
     ) -> None:
-        self.compressor, self.comm, self._seed = compressor, comm, seed
+        self.compressor, self.comm = compressor, comm
         self._ranks, self._total = ranks, total
         self._identity = ranks[comm.rank]
 
-    def _key(self, step: int, round_: int, bucket: int) -> Key:
-        return self._seed, step, self._identity + self._total * round_, bucket
+    def _key(self, seed: int, step: int, round_: int, bucket: int) -> Key:
+        return seed, step, self._identity + self._total * round_, bucket
 
     def _check(self, payload: Payload, source: int, bucket: int, step: int) -> bool:
         """Refuse what is of another step or bucket; return whether it is a refusal itself."""
@@ -133,8 +123,11 @@ class Mean(ABC):
         """The bytes of this rank's messages that together hold every coordinate once."""
 
     @abstractmethod
-    def average(self, bucket: int, g: Any, step: int) -> Averaging:
-        """See GradientAlgorithm.average; g is a vector as the kernels take it."""
+    def average(self, bucket: int, g: Any, step: int, seed: int) -> Averaging:
+        """See GradientAlgorithm.average; g is a vector as the kernels take it.
+
+        `seed` is that of the draws.
+        """
 
 
 class GatheredMean(Mean):
@@ -154,10 +147,10 @@ class GatheredMean(Mean):
         """See Mean.nbytes."""
         return self._own.nbytes
 
-    def average(self, bucket: int, g: Any, step: int) -> Averaging:
+    def average(self, bucket: int, g: Any, step: int, seed: int) -> Averaging:
         """See Mean.average."""
         comm, own = self.comm, self._own
-        failure = encode_or_refuse(self.compressor, g, self._key(step, 0, bucket), own)
+        failure = encode_or_refuse(self.compressor, g, self._key(seed, step, 0, bucket), own)
         yield comm.exchange(own, self._received, 2 * bucket + step % 2)
         g[:] = 0
         # In the same order everywhere: float addition is not associative.
@@ -222,14 +215,14 @@ class ShardedMean(Mean):
         parts, means = self._buffers.parts, self._buffers.means
         return sum(p.nbytes for p in parts.values()) + means[self.comm.rank].nbytes
 
-    def average(self, bucket: int, g: Any, step: int) -> Averaging:
+    def average(self, bucket: int, g: Any, step: int, seed: int) -> Averaging:
         """See Mean.average."""
         edges, parts, inbox, means = self._buffers
         c, comm, n, me = self.compressor, self.comm, self.comm.size, self.comm.rank
         shards = [g[a:b] for a, b in pairwise(edges)]
         failure: NotFiniteError | None = None
         for j, payload in parts.items():
-            key = self._key(step, j + 1, bucket)
+            key = self._key(seed, step, j + 1, bucket)
             failure = encode_or_refuse(c, shards[j], key, payload, edges[j]) or failure
         tag = 2 * bucket + step % 2
         yield comm.exchange(parts, inbox, tag)
@@ -239,13 +232,13 @@ class ShardedMean(Mean):
             c.accumulate_all([(payload, 1.0) for payload in inbox.values()], mine)
         mine /= n
         if self._inner is not None:
-            error = yield from self._inner.average(bucket, mine, step)
+            error = yield from self._inner.average(bucket, mine, step, seed)
             if error is not None:
                 own_mistake = error.index >= 0 and not refusals
                 own = _of_shard(error, edges[me]) if own_mistake else refused_by("some rank")
                 failure = failure or own
                 refusals = refusals or [me]  # what comes next is its consequence
-        key = self._key(step, n + 1, bucket)
+        key = self._key(seed, step, n + 1, bucket)
         wrong = encode_or_refuse(c, mine, key, means[me], edges[me])
         if wrong is not None and not refusals:
             failure = failure or wrong

@@ -182,8 +182,8 @@ class Compressor(ABC):
         out.write_header(self.configuration, step=key[1], bucket=key[3], numel=numel)
         return out
 
-    def retract(self) -> None:  # noqa: B027 (most have no state)
-        """Forget what the last message of every (rank, bucket) has changed: none is used."""
+    def retract(self, step: int) -> None:  # noqa: B027 (most have no state)
+        """Forget what the messages of a step, the last one, have changed: they are not used."""
 
     def _numel(self, payload: Payload) -> int:
         head = payload.header()

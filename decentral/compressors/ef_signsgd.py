@@ -7,7 +7,9 @@ times: blocks of 64, each sent as 64 signs and two float32 scales, 128 bits for 
     p = g + e;   c_i = mu_plus if p_i >= 0 else -mu_minus;   send c;   e <- p - c
 
 The scales are the means of |p| over each side; that is our reading, the paper only says that there
-are two. The residual e is state: one vector per (rank, bucket) of the key, saved and restored.
+are two. The residual e is state: one vector per (rank, bucket) of the key, saved and restored. It
+is one of gradients, as the optimizer comes after the mean; in algorithm 1 it is one of steps, eta g
++ e, so that there a learning rate that falls leaves the old residual as large as it was.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class EFSignSGD(Compressor):
         check_block_size(self.name, block_size, usual=64)
         self.block_size = int(block_size)
         self._residuals: dict[tuple[int, int], Any] = {}
-        self._before: dict[tuple[int, int], Any] = {}  # what they were before the last message
+        # Of the last step with a message: which, and what the residual was before it.
+        self._before: dict[tuple[int, int], tuple[int, Any]] = {}
 
     def __repr__(self) -> str:
         return f"EFSignSGD(block_size={self.block_size})"
@@ -97,21 +100,32 @@ class EFSignSGD(Compressor):
             )
         return e
 
-    def retract(self) -> None:
+    def retract(self, step: int) -> None:
         """See Compressor.retract."""
-        self._residuals.update(self._before)
-        self._before = {}
+        for where, (of, e) in list(self._before.items()):
+            if of == step:
+                self._residuals[where] = e
+                del self._before[where]
 
     def _encode(self, x: Any, key: Key, payload: Payload) -> None:
         scales, signs = self._sections(payload, len(x))
         where, before = key[2:], self._residual(key, len(x))
-        e = self._before.pop(where, None)  # memory to use again
+        e = self._unused(where, key[1])
         e = np.empty_like(before) if e is None else e
         block = kernels.sign_encode(x, before, e, self.block_size, scales, signs)
         if block >= 0:
-            start = block * self.block_size
-            raise not_finite(self.name, x, start, self.block_size, "the largest value")
-        self._residuals[where], self._before[where] = e, before
+            start, what = block * self.block_size, "a value, or the sum of a block,"
+            raise not_finite(self.name, x + before, start, self.block_size, what)
+        self._residuals[where] = e
+        self._before.setdefault(where, (key[1], before))
+
+    def _unused(self, where: tuple[int, int], step: int) -> Any:
+        """Return memory that is not needed any more: of the residual before the last step."""
+        of, before = self._before.get(where, (step, None))
+        if of != step:  # else gradients are averaged again in the same step
+            del self._before[where]
+            return before
+        return None
 
     def _decode(self, payload: Payload, out: Any) -> None:
         scales, signs = self._sections(payload, len(out))

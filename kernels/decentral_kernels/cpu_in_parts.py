@@ -12,8 +12,8 @@ from typing import Any
 from numba import float32, njit, types, uint32
 
 from .cpu import DECODE, ENCODE
-from .elementwise import INF, NOT_FINITE, Elementwise
-from .layout import UNIT
+from .elementwise import NOT_FINITE, Elementwise
+from .layout import INF, STAMP, UNIT
 
 _floats, _bytes, _int = types.float32[::1], types.uint8[::1], types.int64
 _AROUND = (
@@ -51,12 +51,13 @@ def compile_in_parts(formula: Elementwise) -> Any:
     vectors = [f"v{i}" for i in range(formula.num_vectors)]
     numbers = [f"n{i}" for i in range(formula.num_numbers)]
     parts = ", ".join([*(f"{v}[low:high]" for v in vectors), *numbers])
-    name = f"{formula.function.__name__}_in_parts"
+    name = f"{formula.function.__name__}_in_parts_{STAMP:08x}"
     arguments = ", ".join([*vectors, *numbers])
     text = _TEMPLATE.format(name=name, arguments=arguments, parts=parts)
     scope = {"loop": formula.loop, "UNIT": UNIT, "INF": INF, "NOT_FINITE": NOT_FINITE}
     scope |= {"min": min, "range": range, "__name__": formula.function.__module__}
-    # Numba's disk cache is the formula's file's, and so made anew when that changes.
+    # Numba's disk cache is the formula's file's, and so made anew when that changes; of what else
+    # it is made of, the name tells.
     exec(compile(text, formula.function.__code__.co_filename, "exec"), scope)
     given = [*[_floats] * len(vectors), *[float32] * len(numbers)]
     return njit(_int(*given, *_AROUND), nogil=True, cache=True)(scope[name])

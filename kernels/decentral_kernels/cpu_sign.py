@@ -16,7 +16,7 @@ from numba import float32, njit, types, uint32
 from numba.extending import intrinsic
 
 from .cpu_parts import ABS, bits_of, counter, draw, float_of, pack_rest, unpack_rest, wide
-from .layout import EF_WIDTH, SIGN_LIMIT_BITS, STAMP, UNIT
+from .layout import EF_WIDTH, INF, SIGN_LIMIT_BITS, STAMP, UNIT
 from .rng import DRAW_BITS, GOLDEN
 
 u8, u32, u64, f32 = np.uint8, np.uint32, np.uint64, np.float32
@@ -200,10 +200,12 @@ def sign_encoder() -> Callable[..., int]:
                     if i == start:
                         scales[2 * b], scales[2 * b + 1] = mean_plus, mean_minus
                     # A value is part of a sum of non-negatives: where both are in range, so is
-                    # every value.
+                    # every value. Where one is not finite, nor is its mean.
                     most = max(u32(bits_of(above) & ABS), u32(bits_of(below) & ABS))
                     if most >= u32(SIGN_LIMIT_BITS) and bad < 0:
-                        if _largest(x[start:end], residual[start:end]) >= u32(SIGN_LIMIT_BITS):
+                        if most < u32(INF):
+                            most = _largest(x[start:end], residual[start:end])
+                        if most >= u32(SIGN_LIMIT_BITS):
                             bad = b
                 end = min(end, high)
                 g, e, rest = x[i:end], residual[i:end], left[i:end]

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from .layout import INF, STAMP
 from .threads import GRAIN, share
 
-INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
 NOT_FINITE = -2  # of in_parts(), where the index of a block is expected: what was made is not
 Number = Any  # what a formula's parameters are: a number, an array or a tensor
 
@@ -109,7 +109,7 @@ class Elementwise:
 
         from .cpu_parts import ABS, bits_of, wide
 
-        name = f"{self.function.__name__}_loop"
+        name = f"{self.function.__name__}_loop_{STAMP:08x}"
         elements = [f"{v}[i]" for v in self._vectors]
         text = [
             f"def {name}({', '.join([*self._vectors, *self._numbers])}):",
@@ -126,7 +126,8 @@ class Elementwise:
         scope = {"function": inline, "bits_of": bits_of, "u32": np.uint32, "ABS": ABS, "max": max}
         scope["wide"] = wide
         scope["__name__"] = self.function.__module__
-        # Numba's disk cache is the formula's file's, and so made anew when that changes.
+        # Numba's disk cache is the formula's file's, and so made anew when that changes; of what
+        # else it is made of, the name tells.
         exec(compile("\n".join(text), self.function.__code__.co_filename, "exec"), scope)
         vectors = [types.float32[::1]] * len(self._vectors)
         signature = uint32(*vectors, *[float32] * len(self._numbers))

@@ -40,8 +40,10 @@ SUM_MIN, SUM_MAX = 2.0**-60, 3.4e38
 # refused (its reciprocal would be subnormal).
 SCALE_MIN, SCALE_LIMIT = 2.0**-126, 2.0**126
 
-# EF-SignSGD: a block's means add up that many running sums; values from 2^126 on are refused, since
-# their sum could overflow.
+INF = 0x7F800000  # float32's, as an integer; what is larger is NaN
+
+# EF-SignSGD: a block's means add up that many running sums; values from 2^126 on are refused, and
+# blocks whose sums overflow.
 EF_WIDTH = 16
 SIGN_LIMIT_BITS = 253 << 23
 

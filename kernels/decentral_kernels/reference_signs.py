@@ -53,14 +53,16 @@ def sign_encode(
     with np.errstate(all="ignore"):
         p = x + residual
     top = _blocks((p.view(np.uint32) & _ABS).view(np.float32), block_size).view(np.uint32)
-    bad = np.flatnonzero(top.max(axis=1, initial=0) >= np.uint32(SIGN_LIMIT_BITS))
+    below = p < 0
+    with np.errstate(all="ignore"):
+        for k, side in enumerate((~below, below)):
+            magnitudes = np.where(side, np.abs(p), np.float32(0))
+            counts = _blocks(side.astype(np.float32), block_size).sum(axis=1, dtype=np.float32)
+            scales[k::2] = _side_means(_blocks(magnitudes, block_size, EF_WIDTH), counts)
+    large = top.max(axis=1, initial=0) >= np.uint32(SIGN_LIMIT_BITS)
+    bad = np.flatnonzero(large | ~np.isfinite(scales).reshape(-1, 2).all(axis=1))
     if bad.size:
         return int(bad[0])
-    below = p < 0
-    for k, side in enumerate((~below, below)):
-        magnitudes = np.where(side, np.abs(p), np.float32(0))
-        counts = _blocks(side.astype(np.float32), block_size).sum(axis=1, dtype=np.float32)
-        scales[k::2] = _side_means(_blocks(magnitudes, block_size, EF_WIDTH), counts)
     signs[:] = pack(below.astype(np.uint8), 1)
     left[:] = p - sign_decode(scales, signs, block_size, x.size)
     return -1

@@ -153,12 +153,14 @@ class DeepSqueeze:
     """Tang et al. 2019, Algorithm 1."""
 
     def __init__(self, X, W, compressor, gamma=None, **options):
+        eps = noise(compressor)
         self.W, self.C, self.E = W, compressor, np.zeros_like(X)
-        self.gamma = 0.5 / (1 + noise(compressor)) ** 2 if gamma is None else gamma
+        self.gamma = 0.5 / (1 + eps) ** 2 if gamma is None else gamma
+        self.scale = 1 / (1 + eps) if eps >= 1 else 1
 
     def step(self, X, G, eta, t, seed, bucket):
         V = X - eta * G + self.E
-        C = compress(self.C, V, t, seed, bucket)
+        C = self.scale * compress(self.C, V, t, seed, bucket)
         self.E = V - C
         return X - eta * G + self.gamma * (self.W(t) @ C - C)
 

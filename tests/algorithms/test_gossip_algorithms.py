@@ -8,8 +8,9 @@ from torch import nn
 
 import decentral
 import decentral_topologies
-from decentral.algorithms import DPSGD, ChocoSGD, DeepSqueeze
+from decentral.algorithms import DCDPSGD, DPSGD, ChocoSGD, DeepSqueeze
 from decentral.algorithms.choco_sgd import theorem_gamma
+from decentral.algorithms.noise import rounding_noise
 from decentral.communicators import run_local
 from decentral.compressors import NUQSGD, QSGD, EFSignSGD, Identity
 
@@ -158,12 +159,45 @@ def test_step_sizes():
     assert step_size(DeepSqueeze) == 0.5
 
 
-def test_an_unbiased_compressor_that_does_not_contract_is_scaled():
-    def rank(comm):
-        opt = cases.distributed(cases.mlp(), comm, ChocoSGD("ring", QSGD(2, block_size=8192)))
-        return opt._algorithm._scale
+def wide(dtype=torch.float32):
+    model = nn.Linear(1 << 14, 1, bias=False, dtype=dtype)
+    nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))
+    return model
 
-    assert 0 < on_ranks(2, rank)[0] < 0.5
+
+def spread_after(steps, how, dtype=torch.float32):
+    """Return how far ranks are from their mean, of its norm, after steps of noise."""
+
+    def rank(comm):
+        model, rng = wide(dtype), torch.Generator().manual_seed(comm.rank)
+        sgd = torch.optim.SGD(model.parameters(), 0.01)
+        opt = cases.distributed(model, comm, how(), sgd, consensus_every=0)
+        for _ in range(steps):
+            model.weight.grad = torch.randn(1, 1 << 14, generator=rng).to(dtype)
+            opt.step()
+        with opt.averaged():
+            return opt.stats()["consensus_distance"] / float(model.weight.detach().norm())
+
+    return on_ranks(2, rank)[0]
+
+
+@pytest.mark.parametrize("block_size", (8192, 1 << 14))
+@pytest.mark.parametrize("method", (ChocoSGD, DeepSqueeze))
+def test_an_unbiased_compressor_that_does_not_contract_is_scaled(method, block_size):
+    """Else what it loses, and feeds back, grows with every step."""
+    assert spread_after(40, lambda: method("ring", QSGD(2, block_size=block_size))) < 1
+
+
+def test_noise_is_that_of_blocks_as_long_as_they_are():
+    small, large = (rounding_noise(QSGD(4, block_size=1 << 17), n) for n in (1 << 14, 1 << 17))
+    assert 2 < large / small < 3.5  # QSGD's grows like the root of the block
+    assert rounding_noise(Identity(), 0) == 0
+
+
+def test_in_half_precision_ranks_drift_no_further_than_in_float32():
+    """What rounding parameters changes is not what dcd-psgd's neighbors know of them."""
+    single, half = (spread_after(600, DCDPSGD, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert half < 3 * single
 
 
 @pytest.mark.parametrize("make", (ChocoSGD, DeepSqueeze))

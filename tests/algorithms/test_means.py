@@ -21,12 +21,12 @@ def sharded(size, compressor, numels, steps=1):
     """Return, by rank, (the means of the last step, bytes sent, bytes of own messages)."""
 
     def rank(comm):
-        shared = compressor.fresh(), comm, SEED, range(comm.size), comm.size
+        shared = compressor.fresh(), comm, range(comm.size), comm.size
         means = [ShardedMean(torch.zeros(n), *shared) for n in numels]
         for step in range(1, steps + 1):
             g = [torch.from_numpy(gradient(comm.rank, n)) for n in numels]
             for bucket, (mean, vector) in enumerate(zip(means, g, strict=True)):
-                assert run_now(mean.average(bucket, vector, step)) is None
+                assert run_now(mean.average(bucket, vector, step, SEED)) is None
         return [v.numpy() for v in g], comm.bytes_sent, [mean.nbytes for mean in means]
 
     return run_local(size, rank)
@@ -100,9 +100,9 @@ def test_gathered_is_the_mean_of_what_is_decoded(size, name):
 
     def rank(comm):
         g = torch.from_numpy(gradient(comm.rank, numel))
-        shared = template.fresh(), comm, SEED, range(comm.size), comm.size
+        shared = template.fresh(), comm, range(comm.size), comm.size
         mean = GatheredMean(g, *shared)
-        assert run_now(mean.average(3, g, step=7)) is None
+        assert run_now(mean.average(3, g, step=7, seed=SEED)) is None
         return g.numpy(), comm.bytes_sent, mean.nbytes
 
     c, expected = template.fresh(), np.zeros(numel, np.float32)
@@ -127,10 +127,10 @@ def means_with(kind, wrong):
     def rank(comm):
         g = torch.ones(8000)
         g[wrong.get(comm.rank, [])] = float("nan")
-        mean = kind(g, from_name("nuqsgd"), comm, SEED, range(comm.size), comm.size)
-        error = run_now(mean.average(0, g, 1))
+        mean = kind(g, from_name("nuqsgd"), comm, range(comm.size), comm.size)
+        error = run_now(mean.average(0, g, 1, SEED))
         good = torch.ones(8000)  # and the next mean is as if nothing had been
-        assert run_now(mean.average(0, good, 2)) is None and good.isfinite().all()
+        assert run_now(mean.average(0, good, 2, SEED)) is None and good.isfinite().all()
         return g, error
 
     return run_local(4, rank)

@@ -78,8 +78,21 @@ def test_bad_input_leaves_the_residual():
         with pytest.raises(NotFiniteError, match="coordinate 70") as error:
             c.encode(g, key(2))
         assert error.value.index == 70
+    g[:] = 2.0**123  # each could be sent, but the sum of a block is too large
+    with pytest.raises(NotFiniteError, match="sum of a block, is 2"):
+        c.encode(g, key(2))
     with pytest.raises(ValueError, match=r"bucket 0 had 100 coordinates, got 99; .* fresh"):
         c.encode(gaussian(99), key(2))
+    assert torch.equal(c.state_dict()["0/0"], before)
+
+
+def test_messages_of_one_step_are_retracted_together():
+    c = EFSignSGD()
+    c.encode(gaussian(100), key())
+    before = c.state_dict()["0/0"]
+    for seed in range(3):
+        c.encode(gaussian(100, seed), key(2))
+    c.retract(2)
     assert torch.equal(c.state_dict()["0/0"], before)
 
 
@@ -102,6 +115,8 @@ def test_what_is_retracted_was_never_encoded():
         with pytest.raises(NotFiniteError):
             c.encode(np.full(100, np.nan, np.float32), key(step, bucket=1))
         assert not torch.equal(c.state_dict()["0/0"], before["0/0"])
-        c.retract()
-        c.retract()  # nothing is left to take back
+        c.retract(step - 1)  # of which nothing is left to take back
+        assert not torch.equal(c.state_dict()["0/0"], before["0/0"])
+        c.retract(step)
+        c.retract(step)
         assert all(torch.equal(e, before[where]) for where, e in c.state_dict().items())

@@ -110,6 +110,18 @@ def test_sign_names_the_block_of_what_it_refuses(implementation, value):
     assert sign(implementation, x, residual, 64)[0] == 3000 // 64
 
 
+@pytest.mark.parametrize("block_size, large", ((64, 2.0**123), (8192, 2.0**116)))
+@pytest.mark.parametrize("implementation", (signs, reference_signs))
+def test_sign_refuses_a_block_whose_sum_overflows(implementation, block_size, large):
+    """All values are in range, but not their sum, and so not the mean."""
+    x, residual = vector("gaussian", 3 * 8192), np.zeros(3 * 8192, np.float32)
+    x[8192 : 8192 + block_size] = -large
+    assert sign(implementation, x, residual, block_size)[0] == 8192 // block_size
+    x /= 4
+    bad, left, scales, _ = sign(implementation, x, residual, block_size)
+    assert bad == -1 and np.isfinite(left).all() and np.isfinite(scales).all()
+
+
 def test_threads_write_the_same():
     n = 3 * backend.GRAIN + 12345
     x, residual = vector("gaussian", n), vector("gaussian", n, 1)
