@@ -47,6 +47,7 @@ class DCDPSGD(GossipAlgorithm):
     name = "dcd-psgd"
     formulas = (_difference,)
     shares_x = True
+    trains_to_noise = 1.0  # docs/choosing.md
 
     def __init__(
         self, topology: TopologyLike = "ring", compressor: Compressor | None = None

@@ -63,6 +63,7 @@ class ECDPSGD(GossipAlgorithm):
     name = "ecd-psgd"
     formulas = (_mix, _mix_as_published)
     vectors = ("S", "xt")
+    trains_to_noise = 1.0  # docs/choosing.md
 
     def __init__(
         self,

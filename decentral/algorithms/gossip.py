@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from ..communicators.base import Pending
 from ..compressors.base import Compressor
 from ..payload import Payload, as_array
 from .base import Algorithm, Publishing, naming_senders
+from .noise import warn_of_noise
 from .rounds import Place, Round, message_nbytes
 
 # By name, as an object, or as a function of the number of ranks, which a script may not know yet.
@@ -40,8 +42,8 @@ class GossipAlgorithm(Algorithm):
     `time_varying` say which topologies an algorithm takes, `averages` whether W's rows have to add
     up to 1 as its columns do; `vectors` names what it keeps, a vector per bucket, `keeps_x` whether
     that of update()'s x, too, is to be there the next time, and `shares_x` whether it is what the
-    neighbors know, unrounded where parameters are not float32; `formulas` are what is to be
-    compiled.
+    neighbors know, unrounded where parameters are not float32; `trains_to_noise` is the largest
+    ||C(z) - z||^2 / ||z||^2 of a compressor with which it trained; `formulas` are to be compiled.
     """
 
     directed: ClassVar[bool] = False
@@ -50,6 +52,7 @@ class GossipAlgorithm(Algorithm):
     synchronous: ClassVar[bool] = False
     keeps_x: ClassVar[bool] = True
     shares_x: ClassVar[bool] = False
+    trains_to_noise: ClassVar[float] = math.inf
     vectors: ClassVar[tuple[str, ...]] = ("S",)
     formulas: ClassVar[tuple[Elementwise, ...]] = ()
     S: list[Tensor]
@@ -105,6 +108,7 @@ class GossipAlgorithm(Algorithm):
     def start(self, seed: int, vectors: Sequence[Tensor], parts: Sequence[Sequence[int]]) -> None:
         """See Algorithm.start."""
         super().start(seed, vectors, parts)
+        warn_of_noise(self, vectors)
         self.reset(vectors)
 
     @abstractmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -48,3 +50,17 @@ def contraction(compressor: Compressor, vectors: Sequence[Tensor]) -> Contractio
     if compressor.unbiased and eps >= 1:
         return Contraction(eps, 1 / (1 + eps), 1 / (1 + eps))
     return Contraction(eps, 1.0, max(0.0, 1 - eps))
+
+
+def warn_of_noise(algorithm: Any, vectors: Sequence[Tensor]) -> None:
+    """Say once, on rank 0, that a compressor is too noisy for a gossip algorithm, if it is."""
+    limit, compressor = algorithm.trains_to_noise, algorithm.compressor
+    if limit == math.inf or algorithm.comm.rank != 0:
+        return
+    eps = rounding_noise(compressor, max(map(len, vectors), default=0))
+    if eps > limit:
+        logging.getLogger("decentral").warning(
+            f"decentral: {algorithm.name} is not known to train with {compressor!r}, whose noise "
+            f"is {eps:.2g} times the squared norm of what it encodes, expected at most {limit:g}; "
+            "use more bits, smaller blocks, qsgdinf, or choco-sgd"
+        )

@@ -194,6 +194,23 @@ def test_noise_is_that_of_blocks_as_long_as_they_are():
     assert rounding_noise(Identity(), 0) == 0
 
 
+@pytest.mark.parametrize("name", ("ecd-psgd", "dcd-psgd"))
+def test_a_compressor_that_is_too_noisy_is_named_once(name, caplog):
+    def said(compressor):
+        def rank(comm):
+            how = decentral.algorithms.from_name(name, "ring", compressor)
+            cases.distributed(wide(), comm, how)
+
+        caplog.clear()
+        on_ranks(3, rank)
+        return [r.getMessage() for r in caplog.records]
+
+    assert said(NUQSGD(4, block_size=8192)) == []
+    (text,) = said(QSGD(4, block_size=8192))
+    assert "QSGD(bits=4, block_size=8192" in text and "expected at most 1; use more bits" in text
+    assert float(text.split("noise is ")[1].split(" times")[0]) > 5
+
+
 def test_in_half_precision_ranks_drift_no_further_than_in_float32():
     """What rounding parameters changes is not what dcd-psgd's neighbors know of them."""
     single, half = (spread_after(600, DCDPSGD, dtype) for dtype in (torch.float32, torch.bfloat16))
