@@ -44,10 +44,15 @@ class Reducer:
         self.sync, self.averaged = True, False
         self.not_finite: NotFiniteError | None = None
         self._queued = False
-        self._means_before, self._evaluated = 0, False  # in this step; whether by its closure
+        self._last_step = 0
+        self._new_step()
         self._reset()
         for i, p in enumerate(buckets.parameters):
             hook(p, self._hook(i))
+
+    def _new_step(self) -> None:
+        self._means_before = 0  # in this step
+        self._unused = self._evaluated = False  # no step has used the means; a closure made them
 
     def _reset(self) -> None:
         self._step = 0  # not begun
@@ -58,9 +63,9 @@ class Reducer:
 
     def forget(self) -> None:
         """Gradients were cleared, and so was what a mean has changed that no step has used."""
-        if self._means_before and not self._evaluated:
+        if self._unused and not self._evaluated:
             self._algorithm.retract(self._last_step)
-            self._means_before = 0
+            self._new_step()
         self._clear()
 
     def _clear(self) -> None:
@@ -145,9 +150,20 @@ class Reducer:
             else:
                 result = optimizer.step(self._averaging(closure))
         finally:
-            self._means_before, self._evaluated = 0, False
+            self._new_step()
         self._clear()
         return result
+
+    def follow(self, step: int) -> None:
+        """Average for a step that other ranks take, which use the means."""
+        if step != self._last_step:
+            self._new_step()
+        self.average()
+        self._unused = False
+
+    def end_following(self) -> None:
+        """Go on with a step of one's own."""
+        self._new_step()
 
     def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def averaging_closure() -> Any:
@@ -188,7 +204,7 @@ class Reducer:
         if self.not_finite is not None:
             self._algorithm.retract(self._step)
         self.averaged = True
-        self._means_before += 1
+        self._means_before, self._unused = self._means_before + 1, True
         self._reset()
 
     def _hand_out(self) -> None:

@@ -138,6 +138,8 @@ class Stepping(Wrapper):
         """
         with self._joining.inside(self._steps):
             yield
+        if self._reducer is not None:
+            self._reducer.end_following()
         if self._reducer is not None and (last := self._joining.last) is not None:
             with self._ledger.counting("averaging"):
                 counts = (self._steps, self._skips.count)
@@ -150,7 +152,7 @@ class Stepping(Wrapper):
         self._steps = details[0] - 1
         set_rates(self.optimizer, details[1])
         self.zero_grad()
-        self._reducer.average()
+        self._reducer.follow(details[0])
         self.zero_grad()
 
     @torch.no_grad()

@@ -136,3 +136,27 @@ def test_residuals_hold_what_used_means_have_missed(leave_out):
     expected = sum(sent for sent, _ in results) / SIZE
     for _, moved in results:
         torch.testing.assert_close(moved, expected, atol=1e-4, rtol=0)
+
+
+def test_who_is_done_in_join_has_sent_its_residual():
+    """Its zeros and residual are in a mean that others use, whatever is cleared here."""
+    counts = (6, 3)
+
+    def rank(comm):
+        model, rng = wide(), torch.Generator().manual_seed(comm.rank)
+        opt = distributed(model, comm, how("ef-signsgd"), torch.optim.SGD(model.parameters(), 1.0))
+        total = torch.zeros(1, D)
+        with opt.join():
+            for _ in range(counts[comm.rank]):
+                x = torch.randn(1, D, generator=rng)
+                opt.zero_grad()
+                backward(model, x)
+                opt.step()
+                total += x
+        (residual,) = opt._algorithm.compressor.state_dict().values()
+        return total - residual, -model.weight.detach()
+
+    results = on_ranks(len(counts), rank)
+    expected = sum(sent for sent, _ in results) / len(counts)
+    for _, moved in results:
+        torch.testing.assert_close(moved, expected, atol=1e-4, rtol=0)
