@@ -45,12 +45,13 @@ class Reducer:
         self.not_finite: NotFiniteError | None = None
         self._queued = False
         self._last_step = 0
-        self._new_step()
+        self.new_step()
         self._reset()
         for i, p in enumerate(buckets.parameters):
             hook(p, self._hook(i))
 
-    def _new_step(self) -> None:
+    def new_step(self) -> None:
+        """What comes next belongs to another step."""
         self._means_before = 0  # in this step
         self._unused = self._evaluated = False  # no step has used the means; a closure made them
 
@@ -65,7 +66,7 @@ class Reducer:
         """Gradients were cleared, and so was what a mean has changed that no step has used."""
         if self._unused and not self._evaluated:
             self._algorithm.retract(self._last_step)
-            self._new_step()
+            self.new_step()
         self._clear()
 
     def _clear(self) -> None:
@@ -150,20 +151,16 @@ class Reducer:
             else:
                 result = optimizer.step(self._averaging(closure))
         finally:
-            self._new_step()
+            self.new_step()
         self._clear()
         return result
 
     def follow(self, step: int) -> None:
         """Average for a step that other ranks take, which use the means."""
         if step != self._last_step:
-            self._new_step()
+            self.new_step()
         self.average()
         self._unused = False
-
-    def end_following(self) -> None:
-        """Go on with a step of one's own."""
-        self._new_step()
 
     def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def averaging_closure() -> Any:

@@ -138,9 +138,8 @@ class Stepping(Wrapper):
         """
         with self._joining.inside(self._steps):
             yield
-        if self._reducer is not None:
-            self._reducer.end_following()
         if self._reducer is not None and (last := self._joining.last) is not None:
+            self._reducer.new_step()
             with self._ledger.counting("averaging"):
                 counts = (self._steps, self._skips.count)
                 counts = take_over(self._comm, self._model, self.optimizer, last, counts)
