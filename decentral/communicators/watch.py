@@ -93,8 +93,14 @@ class Watch:
             text += f"; {_ranks(silent)} not answer: stopped, dead, or outside of decentral since"
         if busy:
             text += f"; {_ranks(busy)} not wait for anybody: computing, or at a step of their own"
+        if self.roll is not None and not (silent or busy):
+            text += (
+                "; all ranks answer, and wait themselves: they are in different calls "
+                "(step(), averaged(), save())"
+            )
         text += (
             ". All ranks have to take as many steps, evaluate and save at the same ones; "
+            "with unequal numbers of batches, loop inside DistributedOptimizer.join(); "
             "raise timeout= if one of them needs longer"
         )
         return WaitTimeoutError(text, silent)
@@ -113,7 +119,8 @@ class MessageRoll:
     def __init__(self, comm: Any, new_status: Callable[[], Any]) -> None:
         self._comm, self._lock, self._new_status = comm, threading.Lock(), new_status
         self._others = [r for r in range(comm.Get_size()) if r != comm.Get_rank()]
-        self._waits: dict[int, bool] = {}  # of the ranks that were heard of
+        self._waits: dict[int, bool] = {}  # of the ranks that were heard of since the last call
+        self._callers: set[int] = set()  # likewise, of those that called themselves
         self._sent: list[Any] = []  # requests, and what they send, kept alive
 
     def answer(self, waits: bool) -> None:
@@ -128,6 +135,7 @@ class MessageRoll:
         source, called = status.Get_source(), status.Get_tag() == self._CALL
         self._waits[source] = called or bool(data[0])
         if called:
+            self._callers.add(source)
             self._send(source, self._HERE, waits)
 
     def _send(self, target: int, tag: int, waits: bool) -> None:
@@ -136,7 +144,11 @@ class MessageRoll:
 
     def call(self, patience: float) -> tuple[list[int], list[int]]:
         """See Roll.call."""
+        self.answer(True)
         with self._lock:
+            # answers to an earlier call say nothing any more; who has called since waits as we do
+            self._waits = dict.fromkeys(self._callers, True)
+            self._callers.clear()
             for r in self._others:
                 self._send(r, self._CALL, True)
         deadline = time.monotonic() + patience

@@ -31,7 +31,7 @@ class Silence:
         ((3,), (), "; rank 3 does not answer"),
         ((1, 3), (), "; ranks 1, 3 do not answer"),
         ((), (2,), "; rank 2 does not wait for anybody"),
-        ((), (), "waited for 0 s. All ranks"),
+        ((), (), "; all ranks answer, and wait themselves: they are in different calls (step()"),
     ],
 )
 def test_who_is_waited_for_is_said(silent, busy, said):
@@ -41,7 +41,13 @@ def test_who_is_waited_for_is_said(silent, busy, said):
             while True:
                 look(lambda: "step 3, messages of rank 1")
     assert said in str(e.value) and "raise timeout=" in str(e.value)
+    assert ("all ranks answer" in str(e.value)) == (not silent and not busy)
+    assert "unequal numbers of batches, loop inside DistributedOptimizer.join()" in str(e.value)
     assert e.value.silent == silent
+
+
+def test_without_a_roll_nobody_is_said_to_answer():
+    assert "waited for 5 s. All ranks have to" in str(Watch(5).complaint("messages of rank 1"))
 
 
 def test_who_looks_answers_whether_it_waits(monkeypatch):
@@ -122,6 +128,29 @@ def test_the_roll_tells_the_silent_from_the_busy_and_the_waiting():
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_second_call_takes_no_answers_of_the_first():
+    boxes = [queue.Queue() for _ in range(3)]
+    rolls = [MessageRoll(Mailbox(rank, boxes), Status) for rank in range(3)]
+
+    def answering(*others):
+        return (threading.Thread(target=lambda r=r: await_call(rolls[r], boxes[r])) for r in others)
+
+    def await_call(roll, box):
+        while box.empty():
+            done.wait(0.005)
+        roll.answer(False)
+
+    done = threading.Event()
+    for others, found in (((1, 2), ([], [1, 2])), ((1,), ([2], [1])), ((), ([1, 2], []))):
+        threads = list(answering(*others))
+        for thread in threads:
+            thread.start()
+        silent, busy = rolls[0].call(patience=0.3)
+        for thread in threads:
+            thread.join()
+        assert (silent, sorted(busy)) == found
 
 
 class MPIError(Exception):
