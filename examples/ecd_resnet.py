@@ -20,6 +20,7 @@ import checkpoint
 import datasets
 import decentral
 import flags
+import paths
 import report
 import resnet
 import shards
@@ -52,6 +53,8 @@ class Training:
         flags.check(args)
         self.args = args
         self.comm = comm = decentral.communicators.as_communicator(comm)
+        if comm.rank == 0:
+            paths.check(args)
         torch.set_num_threads(comm.cores_per_rank)
         self.device = choose_device(args.device, comm.local_rank)
         self.data = datasets.load(args.dataset, args.data_dir)
@@ -82,13 +85,16 @@ class Training:
         self._watch_ranks()
         if args.resume:
             self._resume()
+        self._open_log()
 
     def _watch_ranks(self) -> None:
         """Take what follows from which ranks there are."""
         self.comm = comm = self.opt.communicator
-        self.log = report.Log(self.args.log_dir if comm.rank == 0 else None)
         folder = self.args.checkpoint_dir
         self.checkpoints = decentral.Checkpoints(folder, comm) if folder else None
+
+    def _open_log(self) -> None:
+        self.log = report.Log(self.args.log_dir if self.comm.rank == 0 else None, self.step)
 
     def _stream(self, start: Start) -> Stream:
         """Return this rank's batches, among the ranks that there are now."""
@@ -114,6 +120,7 @@ class Training:
             "start": list(self.stream.start),
             "losses": self.losses,
             "total": self.total,
+            "flags": flags.begun_with(self.args),
         }
 
     def _save(self) -> None:
@@ -126,6 +133,7 @@ class Training:
         if found is None:
             raise ValueError(f"--resume: expected a checkpoint in {self.args.checkpoint_dir}")
         state = found.of(self.comm.rank % found.size)
+        flags.check_resumed(self.args, state["flags"])
         self.step, self.total = found.step, state["total"]
         start = Start(*state["start"])
         if found.size == self.comm.size:
@@ -148,7 +156,7 @@ class Training:
 
     def _go_on(self, size: int) -> None:
         """Go on without the ranks that have died; there were `size` before."""
-        begun = time.perf_counter()
+        begun, was_first = time.perf_counter(), self.comm.rank == 0
         self.failures = self.opt.recover()
         self._watch_ranks()
         self.step = self.opt.stats()["steps"]
@@ -156,6 +164,8 @@ class Training:
         self.schedule.load_state_dict(max(schedules, key=lambda s: s["last_epoch"]))
         self.stream = self._stream(self._next_epoch(self.stream.start, size))
         self.losses = []
+        if not was_first:
+            self._open_log()
         if self.comm.rank == 0:
             logging.warning(
                 f"goes on at step {self.step} with {self.comm.size} ranks, without rank "
@@ -239,7 +249,7 @@ class Training:
         compressor = self.algorithm.compressor
         return {
             "algorithm": args.algorithm + (" (published)" if args.published else ""),
-            "topology": args.topology,
+            "topology": args.topology if flags.is_gossip(args) else None,
             "compressor": args.compressor,
             "bits": getattr(compressor, "bits", None),
             "block_size": getattr(compressor, "block_size", None),

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import decentral
 import decentral_topologies
+import paths
 import resnet
 import shards
 
@@ -34,9 +35,9 @@ ALGORITHM: Table = {
     "beta": (float, "the quasi-global momentum, instead of --momentum"),
 }
 TOPOLOGY: Table = {
-    "planes": (int, "how many of them"),
-    "rows": (int, "likewise; by default sides are as equal as can be"),
-    "columns": (int, "likewise"),
+    "planes": (int, "how many planes; without it, sides are as equal as can be"),
+    "rows": (int, "how many rows; without it, sides are as equal as can be"),
+    "columns": (int, "how many columns; without it, sides are as equal as can be"),
     "degree": (int, "neighbors of every rank"),
     "edges": (str, "file of a cluster's wiring: a line 'i j' or 'i j weight' per edge"),
 }
@@ -51,12 +52,26 @@ REPRODUCING = (
     *("dataset", "model", "epochs", "batch_size", "lr", "momentum", "weight_decay", "seed"),
     *("local_steps", "average_every", "partition", "alpha"),
 )
+# Words that a flag may be; names of a registry are checked there.
+WORDS = {
+    "on_failure": ("stop", "continue"),
+    "evaluate": ("averaged", "each"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a ResNet data-parallel: mpirun -n 8 python examples/ecd_resnet.py",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     # Names are checked where they are used, so that the mistake is reported once, not n times.
     add = parser.add_argument
@@ -100,7 +115,12 @@ def _add_options(
     for option, (kind, text) in table.items():
         takers = ", ".join(name for name in names if option in family.options_of(name))
         how: dict[str, Any] = {"type": kind} if kind else {"action": "store_true", "default": None}
-        add(f"--{option.replace('_', '-')}", help=f"of {takers}: {text}", **how)
+        add(dashed(option), help=f"of {takers}: {text}", **how)
+
+
+def dashed(name: str) -> str:
+    """Return a flag as it is written."""
+    return f"--{name.replace('_', '-')}"
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -118,6 +138,32 @@ def reproducing(args: argparse.Namespace) -> dict[str, Any]:
     return given(args, (*ALGORITHM, *TOPOLOGY, "rounding", *REPRODUCING))
 
 
+def begun_with(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that a run keeps for good."""
+    return {name: getattr(args, name) for name in REPRODUCING}
+
+
+def check_resumed(args: argparse.Namespace, begun: Mapping[str, Any]) -> None:
+    """Raise ValueError if the run to be resumed was begun with other flags; see begun_with()."""
+    other = [name for name, value in begun.items() if getattr(args, name) != value]
+    if other:
+        raise ValueError(
+            f"{_written(vars(args), other)}: the run in {args.checkpoint_dir} was begun with "
+            f"{_written(begun, other)}, which its schedule is laid out for; resume with that, or "
+            "begin anew in another --checkpoint-dir"
+        )
+
+
+def _written(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    texts = ((dashed(name), values[name]) for name in names)
+    return ", ".join(f"no {flag}" if value is None else f"{flag} {value}" for flag, value in texts)
+
+
+def is_gossip(args: argparse.Namespace) -> bool:
+    """Return whether --algorithm takes the --topology."""
+    return "topology" in decentral.algorithms.options_of(args.algorithm)
+
+
 def check(args: argparse.Namespace) -> None:
     """Raise ValueError on a mistake that can be seen before MPI starts and data is read."""
     if args.epochs < 1 or args.batch_size < 2:
@@ -129,14 +175,17 @@ def check(args: argparse.Namespace) -> None:
     for flag in ("checkpoint_every", "max_steps", "timeout"):
         value = getattr(args, flag)
         if value is not None and not value > 0:
-            raise ValueError(f"--{flag.replace('_', '-')} must be above 0, got {value}")
-    if args.on_failure not in ("stop", "continue"):
-        raise ValueError(f"--on-failure must be stop or continue, got {args.on_failure!r}")
-    if args.evaluate not in ("averaged", "each"):
-        raise ValueError(f"--evaluate must be averaged or each, got {args.evaluate!r}")
-    gossip = "topology" in decentral.algorithms.options_of(args.algorithm)
-    if args.average_every and not gossip:
+            raise ValueError(f"{dashed(flag)} must be above 0, got {value}")
+    for flag, words in WORDS.items():
+        if (word := getattr(args, flag)) not in words:
+            known = f"{', '.join(words[:-1])} or {words[-1]}"
+            raise ValueError(f"{dashed(flag)} must be {known}, got {word!r}")
+    if args.average_every and not is_gossip(args):
         raise ValueError(f"--average-every is of gossip, and {args.algorithm} averages always")
+    if args.published and args.horizon is not None:
+        raise ValueError(
+            f"--horizon {args.horizon}: with --published t goes on for ever; take one of the two"
+        )
     shards.check(args.partition, args.alpha)
 
 
@@ -168,9 +217,11 @@ def make_topology(
 
     Raises:
         ValueError: it takes no such option, or it has no graph of so many ranks: others have.
+        OSError: the file of --edges cannot be read.
     """
     try:
-        return decentral_topologies.from_name(name, size, **options)
+        with paths.of_flag("--edges", options.get("edges", ""), "a file that can be read"):
+            return decentral_topologies.from_name(name, size, **options)
     except ValueError as error:
         if name in decentral_topologies.available(size, from_size=None):
             raise

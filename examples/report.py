@@ -5,9 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import time
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
+import paths
+
+Row = tuple[int, int, float, float]
+COLUMNS = ("step", "bytes_sent", "train_loss", "test_accuracy")
+NOT_SHOWN = ("state_sha256",)  # in the table
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -57,15 +63,26 @@ class Progress:
 
 
 class Log:
-    """Scalars for TensorBoard, then curves.csv and curves.png; nothing without a directory."""
+    """Scalars for TensorBoard, curves.csv, and curves.png at last; nothing without a directory.
 
-    def __init__(self, directory: str | None) -> None:
+    A run that goes on from a `step` keeps what was logged up to it; from 0 on it begins anew.
+
+    Raises:
+        OSError: the directory cannot be written.
+        ValueError: its curves.csv is something else.
+    """
+
+    def __init__(self, directory: str | None, step: int) -> None:
         self._directory = directory
-        self._rows: list[tuple[int, int, float, float]] = []
+        self._rows: list[Row] = []
         if directory:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(directory)
+            with paths.of_flag("--log-dir", directory, paths.WRITABLE):
+                self._writer = SummaryWriter(directory, purge_step=step + 1)
+                self._path = os.path.join(directory, "curves.csv")
+                self._rows = rows_until(step, self._path) if step else []
+                write_rows(self._rows, self._path)
 
     def write(self, loss: float | None, accuracy: float, stats: dict[str, Any]) -> None:
         """Add one point."""
@@ -81,21 +98,48 @@ class Log:
         }
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        write_rows(self._rows, self._path)
 
     def close(self) -> None:
-        """Write the curves."""
+        """Draw the curves."""
         if self._directory:
             self._writer.close()
             if self._rows:
-                path = os.path.join(self._directory, "curves.csv")
-                with open(path, "w", newline="") as file:
-                    writer = csv.writer(file)
-                    writer.writerow(("step", "bytes_sent", "train_loss", "test_accuracy"))
-                    writer.writerows(self._rows)
                 draw_curves(self._rows, os.path.join(self._directory, "curves.png"))
 
 
-def draw_curves(rows: list[tuple[int, int, float, float]], path: str) -> None:
+def rows_until(step: int, path: str) -> list[Row]:
+    """Return the rows of a curves.csv up to a step; none without such a file.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if not os.path.exists(path):
+        return []
+    try:
+        with open(path, newline="") as file:
+            lines = islice(csv.reader(file), 1, None)
+            rows = [(int(at), int(sent), float(x), float(y)) for at, sent, x, y in lines]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path}: expected lines of {','.join(COLUMNS)}, got: {error}; remove it, or take "
+            "another --log-dir"
+        ) from error
+    return [row for row in rows if row[0] <= step]
+
+
+def write_rows(rows: list[Row], path: str) -> None:
+    """Write a curves.csv, whole or not at all: a run may end at any moment."""
+    part = f"{path}.tmp"
+    with open(part, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    os.replace(part, path)
+
+
+def draw_curves(rows: list[Row], path: str) -> None:
     """Draw loss and accuracy against steps and against bytes sent; rows of (step, bytes, both)."""
     from matplotlib.figure import Figure
 
@@ -114,8 +158,9 @@ def draw_curves(rows: list[tuple[int, int, float, float]], path: str) -> None:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Print the results, one line each."""
-    width = max(map(len, results))
-    for name, value in results.items():
+    """Print the results, one line each, but for those that only a program compares."""
+    shown = {name: value for name, value in results.items() if name not in NOT_SHOWN}
+    width = max(map(len, shown))
+    for name, value in shown.items():
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         print(f"{name:<{width}}  {text}", flush=True)

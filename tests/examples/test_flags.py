@@ -107,6 +107,8 @@ MISTAKES = {
     "--max-steps 0": "--max-steps must be above 0, got 0",
     "--timeout -1": "--timeout must be above 0, got -1",
     "--on-failure retry": "--on-failure must be stop or continue, got 'retry'",
+    "--device tpu": "--device must be auto, cpu or cuda, got 'tpu'",
+    "--published --horizon 5": "--horizon 5: with --published t goes on for ever",
 }
 
 
@@ -137,8 +139,8 @@ def test_other_mistakes_name_no_other_topologies(text, message, monkeypatch):
 
 
 def test_a_missing_wiring_file_is_an_oserror(monkeypatch):
-    """Which the example reports like the others."""
-    with pytest.raises(OSError, match="nowhere"):
+    """Which the example reports like the others, and names its flag."""
+    with pytest.raises(OSError, match=r"--edges /nowhere: expected a file that can be read, got: "):
         made(monkeypatch, "--topology graph --edges /nowhere").topology(4)
 
 
@@ -149,3 +151,31 @@ def test_what_reproduces_a_run(monkeypatch):
     assert expected.items() <= found.items()
     assert {"published", "rows", "exchange"}.isdisjoint(found)
     assert "alpha" not in flags.reproducing(parsed(monkeypatch, ""))
+
+
+def test_a_resumed_run_keeps_its_flags_but_not_its_end(monkeypatch):
+    begun = flags.begun_with(parsed(monkeypatch, "--epochs 1 --checkpoint-dir D"))
+    assert set(begun) == set(flags.REPRODUCING)
+    flags.check_resumed(parsed(monkeypatch, "--epochs 1 --max-steps 5 --checkpoint-dir E"), begun)
+    args = parsed(monkeypatch, "--epochs 3 --checkpoint-dir D")
+    with pytest.raises(ValueError) as error:
+        flags.check_resumed(args, begun)
+    assert str(error.value) == (
+        "--epochs 3: the run in D was begun with --epochs 1, which its schedule is laid out for; "
+        "resume with that, or begin anew in another --checkpoint-dir"
+    )
+    args = parsed(monkeypatch, "--epochs 1 --partition dirichlet --alpha 0.5")
+    with pytest.raises(
+        ValueError, match=r"--alpha 0\.5: .* begun with --partition iid, no --alpha"
+    ):
+        flags.check_resumed(args, begun)
+
+
+def test_help_tells_defaults_where_there_are_any_and_every_option_in_full(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        parsed(monkeypatch, "--help")
+    text = capsys.readouterr().out
+    assert "per rank (default: 16)" in text and "full averages (default: 0)" in text
+    assert "None" not in text and "False" not in text and "likewise" not in text
+    assert "how many rows; without it, sides are as equal as can be" in text

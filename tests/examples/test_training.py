@@ -1,5 +1,7 @@
-"""The example's training loop over ranks that are threads, on few digits: what JSON gets."""
+"""The example's training loop over ranks that are threads, on few digits: what it writes."""
 
+import csv
+import json
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 import datasets
 import decentral
 import ecd_resnet
+import report
 
 RANKS = 3
 
@@ -27,13 +30,13 @@ def few_digits(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def train(monkeypatch, text, ranks=RANKS):
-    """Return results and training objects of all ranks."""
+def train(monkeypatch, text, ranks=RANKS, kind=ecd_resnet.Training):
+    """Return results and training objects of all ranks; an epoch of 3 has 8 steps."""
     monkeypatch.setattr(sys, "argv", ["ecd_resnet.py", "--epochs", "1", *text.split()])
     args = ecd_resnet.parse_args()
 
     def run(comm):
-        training = ecd_resnet.Training(args, comm)
+        training = kind(args, comm)
         return training.run(), training
 
     return decentral.communicators.run_local(ranks, run)
@@ -83,3 +86,141 @@ def test_algorithms_and_topologies_train(text, monkeypatch):
 def test_a_pairing_that_is_not_valid_says_what_is(monkeypatch):
     with pytest.raises(ValueError, match=r"needs an undirected topology.*use one of ring, "):
         train(monkeypatch, "--algorithm choco-sgd --topology exponential")
+
+
+@pytest.mark.parametrize(
+    ("flags", "topology"),
+    [
+        ("--algorithm allreduce --topology torus", None),
+        ("--algorithm cocod-sgd", None),
+        ("--algorithm intdiana --compressor intsgd", None),
+        ("", "ring"),
+        ("--topology path", "path"),
+    ],
+)
+def test_the_topology_is_reported_where_there_is_one(flags, topology, monkeypatch):
+    ((result, _), *_) = train(monkeypatch, f"--max-steps 1 {flags}")
+    assert json.loads(json.dumps(result))["topology"] == topology
+
+
+def test_the_table_leaves_out_what_only_a_program_compares(capsys):
+    report.print_table({"steps": 3, "state_sha256": ["a1"], "train_loss": 0.5})
+    assert capsys.readouterr().out.splitlines() == ["steps       3", "train_loss  0.5"]
+
+
+@pytest.mark.parametrize("ranks", [RANKS, 2])
+def test_a_run_resumed_with_other_flags_is_refused(ranks, monkeypatch, tmp_path):
+    text = f"--checkpoint-dir {tmp_path / 'runs'}"
+    train(monkeypatch, f"{text} --max-steps 2")
+    for flag, begun in {
+        "--epochs 3": "--epochs 1",
+        "--lr 0.2": "--lr 0.1",
+        "--batch-size 8": "--batch-size 16",
+        "--model resnet32": "--model resnet20",
+    }.items():
+        message = f"{flag}: the run in {tmp_path / 'runs'} was begun with {begun}, which"
+        with pytest.raises(ValueError, match=message):
+            train(monkeypatch, f"{text} --resume {flag}", ranks)
+
+
+def test_bytes_per_step_are_those_of_an_unbroken_run(monkeypatch, tmp_path):
+    def sent(text, stop):
+        ranks = train(monkeypatch, f"--epochs 3 --max-steps {stop} {text}")
+        assert {result["steps"] for result, _ in ranks} == {stop}
+        return [result["bytes_sent_per_rank_per_step"] for result, _ in ranks]
+
+    folder = f"--checkpoint-dir {tmp_path}"
+    sent(folder, 12)
+    assert sent(f"{folder} --resume", 20) == sent("", 20)
+
+
+def rows(folder):
+    """Return (step, bytes, loss, accuracy) of every row of curves.csv."""
+    with open(folder / "curves.csv", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["step", "bytes_sent", "train_loss", "test_accuracy"]
+    return [tuple(map(float, line)) for line in lines]
+
+
+def steps_of(folder):
+    return [row[0] for row in rows(folder)]
+
+
+class Breaks(ecd_resnet.Training):
+    """A training in which rank 0 ends after 19 steps, as `how` says."""
+
+    how = ZeroDivisionError
+
+    def __init__(self, args, comm):
+        super().__init__(args, comm)
+        self._breaks = comm.rank == 0
+
+    def train_step(self):
+        if self._breaks and self.step == 19:
+            raise self.how
+        super().train_step()
+
+
+def test_curves_of_a_run_that_ends_are_there_and_a_resumed_one_adds_to_them(monkeypatch, tmp_path):
+    logs, saved = tmp_path / "logs", tmp_path / "checkpoints"
+    flags = "--epochs 3 --algorithm d-psgd --compressor none"
+    text = f"{flags} --log-dir {logs} --checkpoint-dir {saved} --checkpoint-every 12"
+    with pytest.raises(ZeroDivisionError):
+        train(monkeypatch, text, kind=Breaks)
+    assert steps_of(logs) == [8, 16] and not (logs / "curves.png").exists()
+    before = rows(logs)
+    # what was logged after the checkpoint of step 12 is done, and logged, again
+    monkeypatch.setattr(Breaks, "how", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, f"{text} --resume", kind=Breaks)
+    assert steps_of(logs) == [8, 16]
+    train(monkeypatch, f"{text} --resume")
+    assert steps_of(logs) == [8, 16, 24] and rows(logs)[0] == before[0]
+    sent = [row[1] for row in rows(logs)]  # as if it had not ended
+    assert sent == [sent[0], 2 * sent[0], 3 * sent[0]] and (logs / "curves.png").exists()
+    train(monkeypatch, f"--max-steps 8 --log-dir {logs}")
+    assert steps_of(logs) == [8]  # another run begins anew
+
+
+def test_the_survivor_that_is_rank_0_goes_on_with_the_curves(monkeypatch, tmp_path):
+    monkeypatch.setattr(Breaks, "how", decentral.communicators.LocalDeath)
+    flags = f"--epochs 5 --on-failure continue --log-dir {tmp_path}"
+    dead, (result, _), _ = train(monkeypatch, flags, kind=Breaks)
+    assert dead is None and result["failures"] == [0]
+    first, second, *later = steps_of(tmp_path)
+    assert (first, second) == (8, 16) and later and min(later) > 19
+
+
+def test_a_file_of_curves_that_is_none_is_said(tmp_path):
+    (tmp_path / "curves.csv").write_text("step,bytes_sent,train_loss,test_accuracy\n8,9,x,1\n")
+    with pytest.raises(ValueError, match=r"curves\.csv: expected lines of step,bytes_sent,.*'x'"):
+        report.Log(str(tmp_path), step=8)
+    (tmp_path / "other").mkdir()
+    report.Log(str(tmp_path / "other"), step=8).close()  # logs nothing of before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--json {}/none/r.json", "--json .*/none/r.json: expected a file that can be written"),
+        ("--json {}", "--json .*: expected a file that can be written"),
+        ("--checkpoint-dir {}/file/runs", "--checkpoint-dir .*/file/runs: expected a directory"),
+        ("--checkpoint-dir {}/file", "--checkpoint-dir .*/file: expected a directory that can be"),
+        ("--log-dir {}/file/logs", "--log-dir .*/file/logs: expected a directory that can be wri"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_training(flags, said, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(ecd_resnet.Training, "run", lambda self: pytest.fail("trains"))
+    with pytest.raises(OSError, match=said):
+        train(monkeypatch, flags.format(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_trying_what_can_be_written_leaves_nothing_and_takes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(ecd_resnet.Training, "run", lambda self: None)
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("{}")
+    for path in (old, new):
+        train(monkeypatch, f"--json {path} --checkpoint-dir {tmp_path / 'a' / 'b'}")
+    assert old.read_text() == "{}" and [path.name for path in tmp_path.iterdir()] == ["old.json"]

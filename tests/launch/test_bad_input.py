@@ -23,7 +23,11 @@ FLAGS = {
     "pairing": ("--algorithm d-psgd", "needs compressor 'none'"),
     "data set": ("--dataset mnist", "mnist"),
     "no data": ("--dataset cifar10 --data-dir /nowhere", "/nowhere"),
-    "device": ("--device cuda:99 --epochs 1", "--device cuda:99"),
+    "device": ("--device cuda:99 --epochs 1", "--device must be auto, cpu or cuda, got 'cuda:99'"),
+    "wiring": ("--topology graph --edges /nowhere", "--edges /nowhere: expected a file"),
+    "results": ("--json /nowhere/r.json", "--json /nowhere/r.json: expected a file"),
+    "checkpoints": ("--checkpoint-dir /proc/x", "--checkpoint-dir /proc/x: expected a directory"),
+    "logs": ("--log-dir /proc/x", "--log-dir /proc/x: expected a directory"),
     "resume": ("--resume", "--resume needs the --checkpoint-dir"),
     "nothing to resume": (
         "--resume --checkpoint-dir /nowhere",

@@ -53,6 +53,7 @@ def test_main_job_and_everything_it_writes(tmp_path):
     assert result["consensus_distance"] > 0
     for key in KEYS:
         assert f"{key} " in output
+    assert "state_sha256" not in output  # which the JSON has
     assert (logs / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = (logs / "curves.csv").read_text().splitlines()
     assert rows[0] == "step,bytes_sent,train_loss,test_accuracy" and len(rows) == 1 + 3
