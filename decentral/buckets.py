@@ -19,6 +19,7 @@ MAX_BUCKETS = 2**14  # two MPI tags each, of which there are at least 2^15
 _ALIGN = 1024  # coordinates; where a parameter is cut: the kernels' unit
 
 Flat = list[Tensor]  # float32, one per device: all parameters end to end
+Layout = tuple[torch.Size, tuple[int, ...]]  # shape and strides
 
 
 class Bucket:
@@ -71,6 +72,8 @@ class Buckets:
             raise ValueError(f"bucket_cap_mb must be positive, got {cap_mb}; 8 is usual")
         pairs = list(reversed(list(named)))
         self.parameters = [p for _, p in pairs]
+        # What ranks have agreed on, whatever memory format a parameter is given later.
+        self.layouts = [memory_order(p) for p in self.parameters]
         runs = [list(run) for _, run in groupby(enumerate(pairs), lambda pair: pair[1][1].device)]
         self._devices = [(run[0][1][1].device, sum(p.numel() for _, (_, p) in run)) for run in runs]
         self._all: list[Bucket] = []
@@ -113,10 +116,10 @@ class Buckets:
         return [torch.empty(n, dtype=torch.float32, device=device) for device, n in self._devices]
 
     def views(self, flat: Flat) -> list[Tensor]:
-        """Return views of a flat vector in the parameters' shapes and strides."""
+        """Return views of a flat vector in the parameters' shapes, and strides at the start."""
         return [
-            in_memory_order(flat[d][start : start + p.numel()], p)
-            for (d, start), p in zip(self._places, self.parameters, strict=True)
+            flat[d][start : start + shape.numel()].as_strided(shape, strides)
+            for (d, start), (shape, strides) in zip(self._places, self.layouts, strict=True)
         ]
 
     def gather(self, tensors: Iterable[Tensor | None], flat: Flat) -> Flat:
@@ -167,14 +170,14 @@ def same_memory(view: Tensor, tensor: Tensor) -> bool:
     return same and view.data_ptr() == tensor.data_ptr()
 
 
-def in_memory_order(part: Tensor, p: Tensor) -> Tensor:
-    """Return a view of a flat part with the shape of p, and its strides if p is dense."""
+def memory_order(p: Tensor) -> Layout:
+    """Return the shape of p, and its strides if it is dense, else those of a contiguous tensor."""
     expected = 1
     for stride, length in sorted(zip(p.stride(), p.shape, strict=True)):
         if length > 1 and stride != expected:
-            return part.view(p.shape)
+            return p.shape, torch.empty(p.shape, device="meta").stride()
         expected *= length
-    return part.as_strided(p.shape, p.stride())
+    return p.shape, p.stride()
 
 
 def _cut(parts: Sequence[tuple[int, str, int]], cap: float) -> Iterator[list[tuple[int, str, int]]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .buckets import Buckets, copy_into, in_memory_order, same_memory
+from .buckets import Buckets, copy_into, same_memory
 
 _hooks: Any = WeakIdKeyDictionary()  # by parameter, what takes its hook away
 _use_count = getattr(torch._C, "_storage_Use_Count", None)  # private: there is no public one
@@ -28,7 +28,7 @@ def hook(p: nn.Parameter, then: Callable[[Tensor], None]) -> None:
     _hooks[p] = p.register_post_accumulate_grad_hook(then)
 
 
-def unhook(p: nn.Parameter) -> None:
+def unhook(p: Tensor) -> None:
     """Do nothing more when its gradient is there."""
     if (before := _hooks.pop(p, None)) is not None:
         before.remove()
@@ -53,10 +53,6 @@ class Gradients:
         self._first = [buckets[b].first for b, *_ in buckets.holding]  # bucket, by parameter
         self._kept: dict[int, Tensor] = {}  # flat gradients that stay, by first bucket
         self._ours: dict[int, Tensor] = {}  # where the others are copied to, likewise
-        self._strides = [
-            in_memory_order(torch.empty(p.numel(), device="meta"), p).stride()
-            for p in self._parameters
-        ]
 
     def collect(self, i: int) -> None:
         """Take the gradient of parameter i; None counts as zeros.
@@ -81,7 +77,7 @@ class Gradients:
         device = self._parameters[i].device
         if g.dtype != torch.float32 or g.device != device or g.is_sparse or g.requires_grad:
             return False
-        if g.stride() != self._strides[i] or _use_count is None:
+        if g.stride() != self._buckets.layouts[i][1] or _use_count is None:
             return False
         kept = self._kept.get(self._first[i])
         again = kept is not None and kept.data_ptr() == g.data_ptr()
@@ -96,9 +92,9 @@ class Gradients:
 
     def mean(self, i: int) -> Tensor:
         """Return the gradient of parameter i as it is in its buckets, in the parameter's shape."""
-        p, first = self._parameters[i], self._first[i]
+        (shape, strides), first = self._buckets.layouts[i], self._first[i]
         start = self._buckets.start_of(i) - self._buckets[first].start
-        return in_memory_order(self._all_of(first)[start : start + p.numel()], p)
+        return self._all_of(first)[start : start + shape.numel()].as_strided(shape, strides)
 
     def forget(self) -> None:
         """Let go of what lies on a GPU, whose allocator keeps the memory."""

@@ -17,7 +17,7 @@ class Ledger:
 
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
-        self._bytes = {"startup": comm.bytes_sent, "averaging": 0, "recovery": 0}
+        self._bytes = {"startup": comm.bytes_sent, "averaging": 0, "recovery": 0, "resumed": 0}
         self.consensus_distance = 0.0
 
     @contextmanager
@@ -31,6 +31,15 @@ class Ledger:
         yield
         self._bytes[what] += comm.bytes_sent - before
 
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of all steps, also of those before a checkpoint that was loaded."""
+        return self.comm.bytes_sent - sum(self._bytes.values())
+
+    def resume(self, bytes_sent: int) -> None:
+        """Go on from so many bytes of steps, whatever was sent until now."""
+        self._bytes["resumed"] += self.bytes_sent - bytes_sent
+
     def stats(
         self, steps: int, buckets: Buckets, algorithm: Algorithm, engine: Engine
     ) -> dict[str, Any]:
@@ -42,7 +51,7 @@ class Ledger:
         return {
             "steps": steps,
             "parameters": numel,
-            "bytes_sent": self.comm.bytes_sent - sum(self._bytes.values()),
+            "bytes_sent": self.bytes_sent,
             "bytes_sent_startup": self._bytes["startup"],
             "bytes_sent_averaging": self._bytes["averaging"],
             "bytes_sent_recovery": self._bytes["recovery"],

@@ -231,14 +231,17 @@ class PeriodicMean(Rounds):
     def __init__(self, algorithm: GradientAlgorithm, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._algorithm = algorithm
+        # What an exchange that fails has left behind, or is still writing to, is no parameter.
+        self._moved = self._buckets.empty()
 
     def _exchange(self, t: int) -> None:
         """See Rounds._exchange."""
-        self._subtract()
+        for moved, old, new in zip(self._moved, self._old, self._new, strict=True):
+            torch.sub(old, new, out=moved)
         self._algorithm.begin_step(t, [[1.0] * len(b.indices) for b in self._buckets])
         tasks = []
         for b, bucket in enumerate(self._buckets):
-            g = bucket.of(self._new)
+            g = bucket.of(self._moved)
             steps = self._side.task(self._algorithm.average(b, g, t), g)
             tasks.append(self._engine.submit(steps, f"step {t}, {bucket}"))
         try:
@@ -251,9 +254,5 @@ class PeriodicMean(Rounds):
         error = complaint([task.result for task in tasks], self._comm, t, self._buckets)
         if error is not None:
             raise error
-        self._subtract()
-
-    def _subtract(self) -> None:
-        """Turn parameters into what they moved by, or back."""
-        for old, new in zip(self._old, self._new, strict=True):
-            new.neg_().add_(old)
+        for moved, old, new in zip(self._moved, self._old, self._new, strict=True):
+            torch.sub(old, moved, out=new)

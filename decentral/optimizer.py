@@ -27,6 +27,7 @@ from .startup import (
     agree_how_device_buffers_travel,
     broadcast_tensors,
     check_agreement,
+    check_kinds,
     check_state,
     fingerprint,
     hyperparameters,
@@ -68,6 +69,7 @@ class DistributedOptimizer(Recovering):
             None leaves it as the communicator has it, 600.
 
     Raises:
+        TypeError: an argument is of another kind, or already a DistributedOptimizer.
         MismatchError: the ranks differ in model, algorithm, options or version; on every rank.
         ValueError: a parameter of the optimizer is not in the model, or the topology does not fit.
         RuntimeError: mpirun and MPI library do not belong together.
@@ -89,6 +91,7 @@ class DistributedOptimizer(Recovering):
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
+        check_kinds(optimizer, model, algorithm, timeout)
         self._every = Every(local_steps, average_every, consensus_every, check_every).check()
         self._not_finite = check_choice(not_finite)
         super().__init__(optimizer)
@@ -97,7 +100,7 @@ class DistributedOptimizer(Recovering):
         if timeout is not None:
             self._communicator.watch.timeout = timeout
         self._comm = self._communicator.split(0)  # nobody else's, so that nothing gets mixed up
-        self._steps, self._seed = 0, seed
+        self._steps, self._seed, self._inside = 0, seed, 0
         self._ledger, self._survivors = Ledger(self._comm), Survivors(self._comm)
         with self._ledger.counting("startup"):
             self._start(bucket_cap_mb)
@@ -115,6 +118,7 @@ class DistributedOptimizer(Recovering):
         }
         check_agreement(comm, fingerprint(options, model, trained))
         self._buckets = Buckets(trained, bucket_cap_mb)
+        self._trained = {id(p) for _, p in trained}
         broadcast_tensors(comm, itertools.chain(model.parameters(), model.buffers()))
         agree_how_device_buffers_travel(comm, model.parameters())
         self._begin()
@@ -182,10 +186,12 @@ class DistributedOptimizer(Recovering):
 
         Tensors, numbers and strings only, so that torch.load(weights_only=True) reads it.
         """
+        self._refuse_inside("state_dict()")
         self._settle()
         ours = {
             **self._identity(),
             "steps": self._steps,
+            "bytes_sent": self._ledger.bytes_sent,
             "state": self._algorithm.state_dict(),
             "round": self._rounds.state_dict(self._steps) if self._rounds is not None else {},
         }
@@ -211,6 +217,7 @@ class DistributedOptimizer(Recovering):
             MismatchError: the ranks' are of different steps.
             ValueError: it is a plain optimizer's, or of another algorithm, rank or size.
         """
+        self._refuse_inside("load_state_dict()")
         self._joining.refuse("load_state_dict()")
         theirs = dict(state_dict)
         ours = theirs.pop("decentral", None)
@@ -221,6 +228,7 @@ class DistributedOptimizer(Recovering):
         if self._rounds is not None:
             self._rounds.load_state_dict(ours["round"])
         self._steps = ours["steps"]
+        self._ledger.resume(ours["bytes_sent"])
 
     def _settle(self) -> None:
         """Let messages under way arrive, since what follows reads, or changes, what they do."""
@@ -234,6 +242,9 @@ class DistributedOptimizer(Recovering):
         """Inside, the model holds the average over ranks of parameters and buffers.
 
         For evaluation and export; afterwards every rank has its own again. All ranks must enter.
+
+        Raises:
+            RuntimeError: inside join(); and inside of this, step(), state_dict() and their like.
         """
         self._joining.refuse("averaged()")
         self._settle()
@@ -241,7 +252,11 @@ class DistributedOptimizer(Recovering):
         with ExitStack() as stack:
             with self._ledger.counting("averaging"):
                 self._ledger.consensus_distance = stack.enter_context(average)
-            yield
+            self._inside += 1
+            try:
+                yield
+            finally:
+                self._inside -= 1
 
     def stats(self) -> dict[str, Any]:
         """Return figures of this rank; needs no other rank.

@@ -107,9 +107,11 @@ class Recovering(Stepping):
         Raises:
             MismatchError: the ranks' are of different steps.
         """
+        self._refuse_inside("adopt()")
         self._joining.refuse("adopt()")
         theirs = dict(state_dict)
-        steps = theirs.pop("decentral")["steps"]
+        ours = theirs.pop("decentral")
+        steps = ours["steps"]
         if self._rounds is not None:
             self._rounds.settle()
         check_agreement(self._comm, [("the step to resume from", steps)])
@@ -119,3 +121,4 @@ class Recovering(Stepping):
             self._engine.end(0.0)
             self._steps = steps
             self._begin_anew()
+        self._ledger.resume(ours["bytes_sent"])

@@ -7,6 +7,8 @@ backward() the rest follows, and all means are waited for.
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from .buckets import Buckets, copy_into
 from .communicators.base import Communicator
 from .compressors import NotFiniteError
 from .engine import Engine, Task, run_now
-from .gradients import Gradients, hook
+from .gradients import Gradients, hook, unhook
 from .streams import Side
 
 
@@ -43,12 +45,12 @@ class Reducer:
         self._gradients = Gradients(buckets)
         self.sync, self.averaged = True, False
         self.not_finite: NotFiniteError | None = None
-        self._queued = False
+        self._queued: weakref.ref[Any] | None = None  # what is called at the end of a backward()
         self._last_step = 0
         self.new_step()
         self._reset()
         for i, p in enumerate(buckets.parameters):
-            hook(p, self._hook(i))
+            hook(p, _hook(weakref.ref(self), i))
 
     def new_step(self) -> None:
         """What comes next belongs to another step."""
@@ -70,7 +72,7 @@ class Reducer:
         self._clear()
 
     def _clear(self) -> None:
-        self.averaged = self._queued = False
+        self.averaged, self._queued = False, None
         self.not_finite = None
         self._abandon()
 
@@ -85,22 +87,19 @@ class Reducer:
 
     # ---- during backward ----------------------------------------------------------------------
 
-    def _hook(self, index: int) -> Callable[[Tensor], None]:
-        def ready(p: Tensor) -> None:
-            self._ready(index)
-
-        return ready
-
     @torch.no_grad()
-    def _ready(self, index: int) -> None:
+    def ready(self, index: int) -> None:
+        """Take the gradient of a parameter, which is there; at the end of backward(), average."""
         self.averaged = False
         if not self.sync:
             return
-        if not self._queued:
-            self._queued = True
+        if self._queued is None or self._queued() is None:
             self._abandon()
-            # The way DDP and FSDP learn of the end of backward(); torch has no public one.
-            torch.autograd.Variable._execution_engine.queue_callback(self.average)
+            # The way DDP and FSDP learn of the end of backward(); torch has no public one. What is
+            # queued is torch's alone, and so gone with a backward() that an exception ends.
+            average = functools.partial(self.average)
+            self._queued = weakref.ref(average)
+            torch.autograd.Variable._execution_engine.queue_callback(average)
         if self._seen[index]:
             self._again(index)
         self._collect(index)
@@ -175,8 +174,9 @@ class Reducer:
 
     def _means(self) -> None:
         self.average()
-        if self.not_finite is not None:
-            raise self.not_finite
+        if (error := self.not_finite) is not None:
+            self._clear()
+            raise error
 
     # ---- at its end ---------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Reducer:
 
         At the end of backward(), or in step() if that was inside no_sync(), or not called at all.
         """
-        self._queued = False
+        self._queued = None
         if self.averaged:
             return
         for i, seen in enumerate(self._seen):
@@ -215,6 +215,18 @@ class Reducer:
                 copy_into(p.grad, view)
             elif i not in unused:
                 p.grad = view if p.dtype == view.dtype else view.to(p.dtype)
+
+
+def _hook(reducer: weakref.ref[Reducer], index: int) -> Callable[[Tensor], None]:
+    """Return a hook that is no reason to keep the reducer: Python cannot see cycles through it."""
+
+    def ready(p: Tensor) -> None:
+        if (alive := reducer()) is not None:
+            alive.ready(index)
+        else:
+            unhook(p)
+
+    return ready
 
 
 def complaint(

@@ -1,4 +1,4 @@
-"""Names for the command line: one door for compressors and algorithms."""
+"""Names for the command line: one door for compressors and algorithms; and words for mistakes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import inspect
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+def described(value: Any) -> str:
+    """Return in words what a value is that is not what was expected."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"the text {value!r}" if isinstance(value, str) else f"one of {type(value).__name__}"
 
 
 class Registry(Generic[T]):

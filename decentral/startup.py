@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
+from .algorithms import Algorithm
 from .buckets import Buckets
 from .communicators.base import Communicator
 from .payload import FORMAT_VERSION
+from .registry import described
+from .wrapper import Wrapper
 
 _CHUNK = 1 << 26  # bytes of parameters that are broadcast together
 
@@ -24,13 +27,34 @@ class MismatchError(ValueError):
     """Ranks were started with different models or options."""
 
 
+def check_kinds(optimizer: Any, model: Any, algorithm: Any, timeout: float | None) -> None:
+    """Raise TypeError, or ValueError, for what DistributedOptimizer was given by mistake."""
+    if isinstance(optimizer, Wrapper):
+        raise TypeError(
+            "optimizer: is a DistributedOptimizer already; wrap the torch optimizer, and once"
+        )
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+        usual = "an optimizer such as torch.optim.SGD(model.parameters(), lr=0.1)"
+        raise TypeError(f"optimizer: expected {usual}, got {described(optimizer)}")
+    if not isinstance(model, nn.Module):
+        what = "the torch.nn.Module whose parameters the optimizer has"
+        raise TypeError(f"model: expected {what}, got {described(model)}")
+    if not isinstance(algorithm, Algorithm):
+        usual = "decentral.algorithms.from_name('ecd-psgd') or its like"
+        raise TypeError(f"algorithm: expected {usual}, got {described(algorithm)}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, got {timeout}; the default is 600")
+
+
 def trained_parameters(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the optimizer's parameters that need gradients, by name, in the model's order.
 
+    Those without coordinates have nothing to send.
+
     Raises:
-        ValueError: there are none, or one of the optimizer's is not in the model.
+        ValueError: there are none, one is complex, or one of the optimizer's is not in the model.
     """
     groups = enumerate(optimizer.param_groups)
     wanted = {id(p): (g, p) for g, group in groups for p in group["params"]}
@@ -42,16 +66,49 @@ def trained_parameters(
             f"expected every parameter of the optimizer to be one of the model's, but group {g} "
             f"has one of shape {tuple(p.shape)} that is not; pass the module that holds them all"
         )
-    trained = [(n, p) for n, p in named if p.requires_grad]
+    trained = [(n, p) for n, p in named if p.requires_grad and p.numel()]
+    for name, p in trained:
+        if p.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype}, expected a real one; hold the real and the "
+                "imaginary part as float32, and use torch.view_as_complex() in forward()"
+            )
     if not trained:
         raise ValueError("expected parameters that require gradients, got none")
     return trained
 
 
+def check_trained(
+    optimizer: torch.optim.Optimizer, model: nn.Module, known: Container[int]
+) -> None:
+    """Raise RuntimeError where a parameter has a gradient, and its id() is not among the `known`.
+
+    Ranks would not average it, and so part without a word.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and id(p) not in known and p.numel():
+                names = (repr(name) for name, mine in model.named_parameters() if mine is p)
+                raise RuntimeError(
+                    f"parameter {next(names, f'of shape {tuple(p.shape)}')} has a gradient, but "
+                    "did not require one, or was not in the optimizer, when DistributedOptimizer "
+                    "was made, so ranks do not average it. Make it anew, around the optimizer, "
+                    "whenever there are more parameters to train"
+                )
+
+
 def hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[str, list[dict[str, Any]]]:
     """Return the optimizer's class and its groups' options: unequal ones part equal replicas."""
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    groups = [{k: _plain(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     return type(optimizer).__name__, groups
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose repr() is equal on all ranks, if it is: no address in it."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    kinds = (bool, int, float, str, Tensor, type(None))
+    return value if isinstance(value, kinds) else type(value).__name__
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, buckets: Buckets) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from .mixer import LocalStep, Rounds
 from .reducer import Reducer
 from .scaling import check_averaged, unscale
 from .skipping import Skips
-from .startup import learning_rates
+from .startup import check_trained, learning_rates
 from .upkeep import Upkeep
 from .wrapper import Wrapper
 
@@ -35,6 +35,7 @@ class Stepping(Wrapper):
     _buckets: Buckets
     _comm: Communicator
     _engine: Engine
+    _inside: int  # how many averaged() deep
     _joining: Joining
     _ledger: Ledger
     _model: nn.Module
@@ -43,6 +44,7 @@ class Stepping(Wrapper):
     _rounds: Rounds | None
     _skips: Skips
     _steps: int
+    _trained: Container[int]  # id() of the parameters that ranks have agreed on
     _upkeep: Upkeep
 
     @contextmanager
@@ -69,7 +71,10 @@ class Stepping(Wrapper):
         Raises:
             NotFiniteError: a gradient, or parameter, is NaN or inf; names rank, step and parameter.
             InconsistentError: check_every is due, and ranks differ; on all ranks.
+            RuntimeError: inside averaged(), or ranks do not average a parameter with a gradient.
         """
+        self._refuse_inside("step()")
+        check_trained(self.optimizer, self._model, self._trained)
         overflow = unscale(self, self.optimizer)
         reducer = self._reducer
         if self._rounds is not None:
@@ -85,6 +90,14 @@ class Stepping(Wrapper):
             return self._finish(self._take(local))
         skip, result = self._skips.attempt(lambda: reducer.step(self.optimizer, closure))
         return None if skip else self._finish(result)
+
+    def _refuse_inside(self, what: str) -> None:
+        """Raise RuntimeError inside averaged(): its end would undo one half of what is done."""
+        if self._inside:
+            raise RuntimeError(
+                f"{what} inside averaged(), at whose end every rank has its own parameters again; "
+                "expected it outside. Leave the block first"
+            )
 
     def _take(self, local: LocalStep | None) -> Any:
         if self._rounds is not None:

@@ -154,12 +154,12 @@ def on_ranks(size, function):
 
 
 def messages(size, function):
-    """Return what each rank's function(comm) raises as ValueError, and only that."""
+    """Return what each rank's function(comm) raises of a mistake: kind and text."""
 
     def rank(comm):
         try:
             function(comm)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             return type(error), str(error)
         return None
 

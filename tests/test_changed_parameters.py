@@ -4,6 +4,9 @@ import optimizer_cases as cases
 import pytest
 import torch
 from optimizer_cases import distributed, mlp, on_ranks
+from torch import nn
+
+import decentral
 
 SIZE = 4
 ALONE = "qg-dsgdm"  # whose momentum goes on with what was added
@@ -52,3 +55,24 @@ def test_it_reaches_all_ranks(name, tolerance, options):
     results = added_by_one(name, **options)
     before, after = means(results, 0), means(results, 1)
     cases.close(after, [p + 1 / SIZE for p in before], tolerance)
+
+
+@pytest.mark.parametrize("name", decentral.algorithms.available())
+def test_another_memory_format_changes_no_value(name):
+    """Ranks have agreed on the order of coordinates before."""
+
+    def rank(comm):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+        how = cases.algorithm(name, "intsgd" if name == "intdiana" else "none")
+        opt = distributed(model, comm, how, inner=torch.optim.SGD(model.parameters(), 0.0))
+        before = cases.parameters(model)
+        model.to(memory_format=torch.channels_last)
+        for _ in range(3):
+            opt.zero_grad()
+            model(torch.randn(2, 3, 3, 3)).sum().backward()
+            opt.step()
+        return before, cases.parameters(model)
+
+    for before, after in on_ranks(SIZE, rank):
+        cases.close(after, before)

@@ -51,7 +51,7 @@ def test_the_mean_is_taken_in_float32_and_rounded_once(dtype, cap):
 
     def rank(comm):
         model = mlp().to(dtype)
-        distributed(model, comm, bucket_cap_mb=cap)
+        _opt = distributed(model, comm, bucket_cap_mb=cap)
         loss_on(model, data(comm.rank, dtype)).backward()
         return cases.gradients(model)
 
@@ -76,7 +76,7 @@ def test_a_model_of_several_dtypes():
 
     def rank(comm):
         model = make()
-        distributed(model, comm)
+        _opt = distributed(model, comm)
         x, y = shard(comm.rank, SIZE)
         nn.functional.mse_loss(forward(model, x), y).backward()
         return cases.gradients(model)
@@ -108,7 +108,7 @@ def test_autocast_leaves_float32_gradients_to_average(dtype):
 
     def rank(comm):
         model = mlp()
-        distributed(model, comm)
+        _opt = distributed(model, comm)
         return gradients(model, shard(comm.rank, SIZE))
 
     own = [gradients(mlp(), shard(r, SIZE)) for r in range(SIZE)]
@@ -125,7 +125,7 @@ def test_clipping_sees_the_mean(dtype, size):
 
     def rank(comm):
         model = mlp().to(dtype)
-        distributed(model, comm)
+        _opt = distributed(model, comm)
         x, y = (t.to(dtype) for t in shard(comm.rank, size))
         loss_on(model, (x, y)).backward()
         mean = [g.float() for g in cases.gradients(model)]

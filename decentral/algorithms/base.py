@@ -14,6 +14,7 @@ from ..communicators.base import Communicator, Pending
 from ..compressors.base import Compressor, lossless
 from ..compressors.checks import NotFiniteError
 from ..payload import Payload
+from ..registry import described
 from .rounds import Place, Round
 
 # What runs in the background yields the operations that it waits for, and returns a result.
@@ -31,6 +32,11 @@ class Algorithm(ABC):
 
     def __init__(self, compressor: Compressor | None = None) -> None:
         self.compressor = lossless() if compressor is None else compressor
+        if not isinstance(self.compressor, Compressor):
+            raise TypeError(
+                f"{self.name}: compressor: expected one such as "
+                f"decentral.compressors.from_name('nuqsgd'), got {described(compressor)}"
+            )
         self._comm: Communicator | None = None
 
     @property

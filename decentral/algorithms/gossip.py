@@ -18,6 +18,7 @@ from decentral_topologies import Topology, crossing, place
 from ..communicators.base import Pending
 from ..compressors.base import Compressor
 from ..payload import Payload, as_array
+from ..registry import described
 from .base import Algorithm, Publishing, naming_senders
 from .noise import warn_of_noise
 from .rounds import Place, Round, message_nbytes
@@ -61,6 +62,11 @@ class GossipAlgorithm(Algorithm):
         self, topology: TopologyLike = "ring", compressor: Compressor | None = None
     ) -> None:
         super().__init__(compressor)
+        if not (isinstance(topology, (str, Topology)) or callable(topology)):
+            raise TypeError(
+                f"{self.name}: topology: expected a name, a decentral_topologies.Topology or a "
+                f"function of the number of ranks, got {described(topology)}"
+            )
         self.topology: TopologyLike = topology  # a Topology as soon as the ranks are known
         self._wanted = topology
         self._planned: Topology | None = None  # the last one of rounds()
