@@ -28,8 +28,10 @@ class Ledger:
         """
         comm = self.comm if comm is None else comm
         before = comm.bytes_sent
-        yield
-        self._bytes[what] += comm.bytes_sent - before
+        try:
+            yield
+        finally:
+            self._bytes[what] += comm.bytes_sent - before
 
     @property
     def bytes_sent(self) -> int:

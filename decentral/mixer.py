@@ -190,6 +190,7 @@ class Mixer(Rounds):
                 algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
             except NotFiniteError as error:
                 self._anew = True
+                self._tasks += before[b:]  # whose messages are still under way
                 raise located(error, self._comm.rank, t, b, self._buckets) from error
             what = f"step {t}, {bucket}"
             steps = self._side.task(algorithm.publish(b, t), bucket.of(self._new))

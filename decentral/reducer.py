@@ -8,6 +8,7 @@ backward() the rest follows, and all means are waited for.
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ class Reducer:
         self._engine, self._begin, self._side = engine, begin, Side()
         self._gradients = Gradients(buckets)
         self.sync, self.averaged = True, False
+        self._lock = threading.RLock()  # autograd has a thread per device
         self.not_finite: NotFiniteError | None = None
         self._queued: weakref.ref[Any] | None = None  # what is called at the end of a backward()
         self._last_step = 0
@@ -87,12 +89,14 @@ class Reducer:
 
     # ---- during backward ----------------------------------------------------------------------
 
-    @torch.no_grad()
     def ready(self, index: int) -> None:
         """Take the gradient of a parameter, which is there; at the end of backward(), average."""
         self.averaged = False
-        if not self.sync:
-            return
+        if self.sync:
+            with self._lock, torch.no_grad():
+                self._take(index)
+
+    def _take(self, index: int) -> None:
         if self._queued is None or self._queued() is None:
             self._abandon()
             # The way DDP and FSDP learn of the end of backward(); torch has no public one. What is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from ..payload import Payload
 from .speed import measure
-from .watch import Watch
+from .watch import DEFAULT_TIMEOUT_S, Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
 _PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 20e-3, 1 / 16
@@ -85,11 +86,12 @@ class Traffic:
     """The bytes that a rank has sent, over a communicator and all that were split from it."""
 
     def __init__(self, whole: Traffic | None = None) -> None:
-        self.nbytes, self._whole = 0, whole
+        self.nbytes, self._whole, self._lock = 0, whole, threading.Lock()
 
     def add(self, nbytes: int) -> None:
         """Count bytes that are handed over."""
-        self.nbytes += nbytes
+        with self._lock:
+            self.nbytes += nbytes
         if self._whole is not None:
             self._whole.add(nbytes)
 
@@ -208,11 +210,17 @@ class Communicator(ABC):
         """Call action() on one rank of every host, and then on the others.
 
         For work whose result is cached on disk: eight ranks that compile the same kernels at once
-        on two cores take eight times as long.
+        on two cores take eight times as long. The others wait for it as long as is usual, even if
+        they are to be less patient from then on.
         """
         if self.local_rank == 0:
             action()
-        self.barrier()
+        timeout = self.watch.timeout
+        self.watch.timeout = max(timeout, DEFAULT_TIMEOUT_S)
+        try:
+            self.barrier()
+        finally:
+            self.watch.timeout = timeout
         if self.local_rank != 0:
             action()
 

@@ -294,5 +294,5 @@ class MPICommunicator(Communicator):
         if len(self._requests):
             sys.stderr.write(
                 f"decentral: rank {self.rank}: messages to or from other ranks were still under "
-                "way long after the script ended; did they all do as many steps?\n"
+                "way when the script had ended; is one far behind, or did it do fewer steps?\n"
             )

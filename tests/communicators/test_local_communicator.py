@@ -1,6 +1,7 @@
 """n ranks in one process keep the contract of every communicator, and end together."""
 
 import threading
+import time
 
 import broadcast_contract
 import communicator_contract
@@ -146,3 +147,11 @@ def test_a_failed_run_leaves_nothing_to_the_next():
         run_local(2, failing)
     run_local(2, CHECKS[0])
     assert run_local(2, lambda comm: comm.all_gather_object(comm.rank)) == [[0, 1]] * 2
+
+
+def test_whoever_compiles_is_waited_for_longer_than_the_time_out():
+    def rank(comm):
+        comm.first_on_each_host(lambda: time.sleep(0.6 if comm.rank == 0 else 0))
+        return comm.watch.timeout
+
+    assert run_local(2, rank, timeout=0.2) == [0.2, 0.2]
