@@ -39,21 +39,28 @@ class _Receipt:
     def __init__(self, comm: LocalCommunicator, receive: Mapping[int, Payload], tag: int) -> None:
         self._comm, self._receive, self._tag = comm, dict(receive), tag
         self._buffers = {source: p.wire.incoming(False) for source, p in receive.items()}
-        self._begun = time.monotonic()
 
     @property
     def complete(self) -> bool:
         """Whether every message is here."""
         return not self._receive
 
+    @property
+    def missing(self) -> list[int]:
+        """The ranks whose messages have not come."""
+        return list(self._receive)
+
     def poll(self) -> bool:
-        """Take the messages that are here; return whether there was one."""
+        """Take the messages that are here; return whether there was one.
+
+        For how long, is up to who polls: a clock here would race with that of Engine.wait().
+        """
         left = len(self._receive)
         for source in list(self._receive):
             try:
                 self._land(source, self._comm._box(source, self._tag).get_nowait())
             except queue.Empty:
-                self._comm._check_alive(source, self._begun)
+                self._comm._check_alive(source)
         return len(self._receive) < left
 
     def wait(self) -> None:
@@ -107,7 +114,7 @@ class LocalCommunicator(Communicator):
     def _box(self, source: int, tag: int) -> queue.SimpleQueue[Any]:
         return self._group.box(source, self.rank, tag)
 
-    def _check_alive(self, source: int, since: float) -> None:
+    def _check_alive(self, source: int, since: float = math.inf) -> None:
         """Raise what ends the wait for a message of `source`, if there is a reason."""
         self._check_lives()
         failed, timeout = self._group.fate.failed.is_set(), self.watch.timeout
