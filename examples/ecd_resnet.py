@@ -55,6 +55,7 @@ class Training:
         self.comm = comm = decentral.communicators.as_communicator(comm)
         if comm.rank == 0:
             paths.check(args)
+            flags.warn(args, comm)
         torch.set_num_threads(comm.cores_per_rank)
         self.device = choose_device(args.device, comm.local_rank)
         self.data = datasets.load(args.dataset, args.data_dir)

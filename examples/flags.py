@@ -6,6 +6,7 @@ An option that a family has, some of whose members take it, is one line in a tab
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -187,6 +188,15 @@ def check(args: argparse.Namespace) -> None:
             f"--horizon {args.horizon}: with --published t goes on for ever; take one of the two"
         )
     shards.check(args.partition, args.alpha)
+
+
+def warn(args: argparse.Namespace, comm: decentral.communicators.Communicator) -> None:
+    """Say what a flag cannot do here."""
+    if args.on_failure == "continue" and comm.size > 1 and not comm.survives:
+        logging.getLogger("decentral").warning(
+            "--on-failure continue: this MPI ends the job when a rank dies; use Open MPI 5 and "
+            "`mpirun --with-ft ulfm`"
+        )
 
 
 def make_algorithm(args: argparse.Namespace) -> decentral.algorithms.Algorithm:

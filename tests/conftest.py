@@ -1,6 +1,9 @@
 import pytest
+import torch
 
 from decentral.communicators.launch import launched
+
+torch.set_num_threads(1)  # others take the cores: pytest's workers, ranks, run_local's threads
 
 
 def pytest_collection_modifyitems(items):

@@ -104,6 +104,7 @@ class Communicator(ABC):
     says whether device memory is handed over as it is (CUDA-aware MPI) or staged through pinned
     host memory, as it is before somebody has asked. `threaded` says whether two threads may call at
     once: operations that were begun may then be driven by one of them, whatever the other does.
+    `survives` says whether the others can go on when a rank dies.
     `watch` bounds its waits.
     """
 
@@ -115,6 +116,7 @@ class Communicator(ABC):
     cores_per_rank: int = 1
     device_direct: bool = False
     threaded: bool = True
+    survives: bool = False
     spins: int = 0
     traffic: Traffic
     watch: Watch

@@ -83,6 +83,8 @@ class _Receipt:
 class LocalCommunicator(Communicator):
     """One rank of run_local()."""
 
+    survives = True
+
     def __init__(self, group: Group, rank: int, watch: Watch) -> None:
         self._group, self.watch = group, watch
         self.traffic = Traffic()

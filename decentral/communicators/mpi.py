@@ -94,6 +94,7 @@ class MPICommunicator(Communicator):
         self.traffic = traffic
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        self.survives = survives()
         self._requests = Requests(self.watch, self._comm.translated)
         self._requests.whose = f"rank {self.rank}"
         self._small = self._collectives()
@@ -163,7 +164,7 @@ class MPICommunicator(Communicator):
     def _collectives(self) -> Collectives:
         from mpi4py import MPI
 
-        if survives():
+        if self.survives:
             return Direct(Guarded(self._comm.Dup()), self._requests)
         operators = {"sum": MPI.SUM, "max": MPI.MAX}
         return Own(self._comm, self._requests, operators, MPI.IN_PLACE)

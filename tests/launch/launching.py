@@ -37,6 +37,7 @@ def environment(**variables):
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # more ranks than cores
+        "OMP_WAIT_POLICY": "passive",  # a job of one rank would spin on cores that others need
         **variables,
     }
 

@@ -1,9 +1,11 @@
 """The main job for real: mpirun -n N python examples/ecd_resnet.py, with every flag that writes."""
 
 import json
+from pathlib import Path
 
-import pytest
 from launching import EXAMPLE, mpirun
+
+SEVERAL = Path(__file__).parent / "several.py"
 
 KEYS = {
     "algorithm",
@@ -68,33 +70,35 @@ def test_main_job_and_everything_it_writes(tmp_path):
     assert resumed["steps"] == result["steps"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "per_step"),
-    [
-        ("--topology torus", 2 * payload_nbytes(PARAMETERS)),
-        (
-            "--topology torus --rows 1 --columns 4 --compressor qsgdinf --bits 3",
-            2 * payload_nbytes(PARAMETERS, bits=3),
-        ),
-        ("--topology complete --compressor qsgdinf", 3 * payload_nbytes(PARAMETERS)),
-        ("--algorithm d-psgd --compressor none", 2 * (32 + 4 * PARAMETERS)),
-        (
-            "--algorithm allreduce --exchange all-gather --block-size 512",
-            3 * payload_nbytes(PARAMETERS, 4, 512),
-        ),
-        # rank 0 of 4 sends a part to each owner, and its shard's mean to all
-        ("--algorithm allreduce", sum(map(payload_nbytes, SHARDS[1:] + 3 * SHARDS[:1]))),
-        ("--algorithm allreduce --compressor none", 2 * 3 * 4 * PARAMETERS // 4),
-    ],
-)
-def test_flags_choose(tmp_path, flags, per_step):
-    result, _ = run(tmp_path, 4, f"--max-steps 4 --device cpu {flags}")
-    assert result["bytes_sent_per_rank_per_step"] == per_step
-    assert result["train_loss"] < 3
+SENT = {  # by rank 0 of 4 in a step
+    "--topology torus": 2 * payload_nbytes(PARAMETERS),
+    "--topology torus --rows 1 --columns 4 --compressor qsgdinf --bits 3": (
+        2 * payload_nbytes(PARAMETERS, bits=3)
+    ),
+    "--topology complete --compressor qsgdinf": 3 * payload_nbytes(PARAMETERS),
+    "--algorithm d-psgd --compressor none": 2 * (32 + 4 * PARAMETERS),
+    "--algorithm allreduce --exchange all-gather --block-size 512": (
+        3 * payload_nbytes(PARAMETERS, 4, 512)
+    ),
+    # a part to each owner, and its shard's mean to all
+    "--algorithm allreduce": sum(map(payload_nbytes, SHARDS[1:] + 3 * SHARDS[:1])),
+    "--algorithm allreduce --compressor none": 2 * 3 * 4 * PARAMETERS // 4,
+}
+
+
+def test_flags_choose(tmp_path):
+    common = "--max-steps 4 --device cpu --json"
+    runs = [f"{flags} {common} {tmp_path / str(i)}" for i, flags in enumerate(SENT)]
+    job = mpirun(4, SEVERAL, *runs, timeout=200)
+    assert job.status == 0, job.output
+    results = [json.loads((tmp_path / str(i)).read_text()) for i in range(len(SENT))]
+    sent = [result["bytes_sent_per_rank_per_step"] for result in results]
+    assert dict(zip(SENT, sent, strict=True)) == SENT
+    assert max(result["train_loss"] for result in results) < 3
 
 
 def test_one_rank_and_no_launcher(tmp_path):
-    result, _ = run(tmp_path, 1, "--epochs 1")
+    result, _ = run(tmp_path, 1, "--max-steps 20")
     assert (result["world_size"], result["bytes_sent_per_rank_per_step"]) == (1, 0)
 
 

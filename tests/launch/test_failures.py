@@ -16,6 +16,7 @@ import decentral
 from decentral import states
 
 ULFM = ("--with-ft", "ulfm")
+CANNOT = "--on-failure continue: this MPI ends the job when a rank dies"
 LIMIT_S = 150
 EVERY_ALGORITHM = Path(__file__).parent / "every_algorithm.py"
 
@@ -44,7 +45,7 @@ def test_survivors_of_a_killed_rank_go_on(tmp_path, algorithm, ranks, victims):
     assert job.status == 0, job.output
     assert result["failures"] == list(victims) and result["world_size"] == left
     assert result["steps"] == 2 * {4: 23, 2: 45}[ranks] and len(result["state_sha256"]) == left
-    assert result["test_accuracy"] > 0.7
+    assert result["test_accuracy"] > 0.7 and CANNOT not in job.output
     if algorithm == "allreduce":
         assert "goes on at step" in job.output
 
@@ -55,6 +56,7 @@ def test_without_fault_tolerance_a_killed_rank_ends_the_job(tmp_path):
         job, result = train(tmp_path, ["KILL:1@5"], "--on-failure continue", **launcher)
         assert job.status != 0 and result is None, job.output
         assert re.search(dead, job.output, re.DOTALL), job.output
+        assert job.output.count(CANNOT) == 1, job.output  # and it was said before
 
 
 def test_told_to_stop_survivors_name_the_dead(tmp_path):
