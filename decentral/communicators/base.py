@@ -16,7 +16,7 @@ from .speed import measure
 from .watch import DEFAULT_TIMEOUT_S, Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
-_PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 20e-3, 1 / 16
+_PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 30e-3, 1 / 16
 
 
 class Pending(Protocol):
