@@ -16,7 +16,7 @@ from .speed import measure
 from .watch import DEFAULT_TIMEOUT_S, Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer.
-_PAUSE_MIN_S, _PAUSE_NO_HURRY_S, _PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 30e-3, 1 / 16
+_PAUSE_MIN_S, _PAUSE_NO_HURRY_S, PAUSE_MAX_S, _PAUSE_PART = 100e-6, 500e-6, 30e-3, 1 / 16
 
 
 class Pending(Protocol):
@@ -78,7 +78,7 @@ class Backoff:
             self._left -= 1
             return
         least = _PAUSE_MIN_S if hurry else _PAUSE_NO_HURRY_S
-        pause = min(max(least, (time.perf_counter() - self._since) * _PAUSE_PART), _PAUSE_MAX_S)
+        pause = min(max(least, (time.perf_counter() - self._since) * _PAUSE_PART), PAUSE_MAX_S)
         (time.sleep if sleep is None or pause <= _PAUSE_NO_HURRY_S else sleep)(pause)
 
 

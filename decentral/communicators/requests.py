@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from .base import Backoff, messages_of
+from .base import PAUSE_MAX_S, Backoff, messages_of
 from .watch import Watch
 
 # A call moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time. That of
@@ -17,7 +17,7 @@ from .watch import Watch
 # makes more of them the longer the pause before it was, but no more than what is under way takes,
 # and what the two sides need to agree on that.
 _PER_STEP_S, _PER_STEP_NBYTES, _AGREEING = 500e-6, 1 << 16, 2
-_MOST_STEPS = 60  # which is what the longest pause takes
+_MOST_STEPS = round(PAUSE_MAX_S / _PER_STEP_S)
 _ANY_NBYTES = _MOST_STEPS * _PER_STEP_NBYTES  # of a request, where it is not known
 Landed = Callable[[Any], object]  # is given the status of the request
 
