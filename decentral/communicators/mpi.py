@@ -95,7 +95,7 @@ class MPICommunicator(Communicator):
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self.survives = survives()
-        self._requests = Requests(self.watch, self._comm.translated)
+        self._requests = Requests(self.watch, self._comm.translated, self.survives)
         self._requests.whose = f"rank {self.rank}"
         self._small = self._collectives()
         self._place()
