@@ -28,7 +28,7 @@ class Requests:
     What a request leads to, such as adding up and sending on, is done by the thread that finds it
     complete: so nobody has to wait for operations in the order in which another rank does.
     `translate` makes of MPI's exceptions what is raised here. Where MPI `survives` a rank's death,
-    it is only a test that tells of it.
+    it may be a test alone that tells of it.
     """
 
     def __init__(
