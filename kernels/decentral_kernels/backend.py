@@ -17,7 +17,6 @@ from .elementwise import NOT_FINITE, Applied
 from .layout import UNIT, Quantizer, norm_width
 from .threads import GRAIN, share
 
-_IN_CACHE = 64  # units; with their codes they stay in the caches of a core
 _PART = 8 * UNIT  # of about five vectors, in a core's second cache
 
 
@@ -57,6 +56,14 @@ def _cpu() -> Any:
     return cpu
 
 
+@lru_cache(maxsize=None)
+def _cpu_in_parts() -> Any:
+    """Return the module with the loops over parts; likewise."""
+    from . import cpu_in_parts
+
+    return cpu_in_parts
+
+
 def encode(
     x: Any, key: tuple[int, int], q: Quantizer, scales: Any, codes: Any, stream: int = 0
 ) -> int:
@@ -94,7 +101,8 @@ def encode_in_parts(
     size = max(1, _PART // whole) * whole // UNIT
     source, target = around.copy or (x[:0], x[:0])
     arguments = (*made.vectors, *made.numbers, x, source, target, k0, k1, q.block_size, width)
-    arguments += (scales, codes, around.out, np.float32(around.weight), kernel, decoder, size)
+    arguments += (scales, codes, around.out, np.float32(around.weight))
+    arguments += (*map(_cpu_in_parts().address_of, (kernel, decoder)), size)
 
     def run(first: int, last: int) -> int:
         return int(made.formula.in_parts(*arguments, first * size, min(last * size, units)))
@@ -115,7 +123,7 @@ def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> 
         cuda.decode(scales, codes, q, out, stream)
         return
     kernel, one = _decoder(q, add=False), np.float32(1)
-    share_units(lambda a, b: kernel(scales, codes, q.block_size, one, out, a, b), out.size)
+    share_units(lambda a, b: kernel(scales, codes, q.block_size, one, out, 0, a, b), out.size)
 
 
 def accumulate(
@@ -137,16 +145,8 @@ def accumulate_all(
 
         cuda.accumulate_all(messages, q, out, stream)
         return
-    kernel = _decoder(q, add=True)
-    weighted = [(scales, codes, np.float32(weight)) for scales, codes, weight in messages]
-    each = _IN_CACHE if len(messages) > 1 else max(1, out.size)
-
-    def run(first: int, last: int) -> None:
-        for a in range(first, last, each):
-            for scales, codes, weight in weighted:
-                kernel(scales, codes, q.block_size, weight, out, a, min(a + each, last))
-
-    share_units(run, out.size)
+    made = _cpu_in_parts().Addition(_decoder(q, add=True), messages, q.block_size, out)
+    share_units(made.run, out.size)
 
 
 def compile_cpu_kernels(q: Quantizer) -> None:
@@ -156,3 +156,4 @@ def compile_cpu_kernels(q: Quantizer) -> None:
     cpu.encoder(q.bits, exponential, q.norm == "max", q.zero_level)
     for add in (False, True):
         cpu.decoder(q.bits, exponential, add, q.zero_level)
+    _cpu_in_parts().adder()

@@ -45,7 +45,7 @@ _read_floats = types.Array(types.float32, 1, "C", readonly=True)
 _read_bytes = types.Array(types.uint8, 1, "C", readonly=True)
 _int = types.int64
 ENCODE = _int(_read_floats, uint32, uint32, _int, _int, _floats, _bytes, _int, _int)
-DECODE = types.void(_read_floats, _read_bytes, _int, float32, _floats, _int, _int)
+DECODE = types.void(_read_floats, _read_bytes, _int, float32, _floats, _int, _int, _int)
 
 
 @lru_cache(maxsize=None)
@@ -187,7 +187,7 @@ def decoder(
 
     @njit(DECODE, nogil=True, cache=True)
     @called("decode", bits, exponential, add, zero_level)
-    def decode(scales, packed, block_size, weight, out, first, last):
+    def decode(scales, packed, block_size, weight, out, ahead, first, last):
         def unpack(packed, columns, codes):
             for k in range(columns):
                 w = word_type(0)
@@ -228,6 +228,8 @@ def decoder(
                 columns = (high - low) // lanes
                 unpack(mine, columns, codes)
                 unpack_rest(mine[planes * columns :], bits, codes[lanes * columns : high - low])
+            if ahead > 0:
+                prefetch(out, low + ahead, UNIT)
             i = low
             while i < high:
                 b = i // block_size
