@@ -3,13 +3,12 @@
 A parameter that fills buckets alone leaves its gradient where autograd has put it, and its buckets
 are slices of that. The others are copied into their common bucket, of which p.grad becomes a view,
 as DDP's `gradient_as_bucket_view` has it. On the CPU, what autograd has allocated is let go only
-when the next one is there: then malloc has that memory for the next parameter's, and neither gives
-it back to the system nor asks for it again, which costs more than to copy it.
+when the next one is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,17 +31,6 @@ def unhook(p: Tensor) -> None:
     """Do nothing more when its gradient is there."""
     if (before := _hooks.pop(p, None)) is not None:
         before.remove()
-
-
-def hold(parameters: Iterable[nn.Parameter]) -> None:
-    """Let every gradient on the CPU live until the next one is there; the top says why."""
-    held: dict[int, Tensor | None] = {}
-
-    def keep(p: Tensor) -> None:
-        held[id(p)] = p.grad
-
-    for p in parameters:
-        hook(p, keep if p.device.type == "cpu" else lambda _: None)
 
 
 class Gradients:

@@ -17,7 +17,6 @@ from .communicators.watch import RankLostError
 from .compressors import NotFiniteError
 from .compressors.checks import is_whole
 from .engine import Engine, Task
-from .gradients import hold
 from .reducer import complaint, located
 from .streams import Side
 
@@ -76,7 +75,6 @@ class Rounds(ABC):
         self._local_steps, self._side = local_steps, Side()
         self._new, self._old = buckets.empty(), flat
         buckets.adopt(self._new)
-        hold(buckets.parameters)
 
     def step(self, number: int, local_step: LocalStep | None) -> Any:
         """Do local_step(), which changes the parameters, and exchange at the end of a round.

@@ -19,6 +19,7 @@ from .engine import Engine
 from .gradients import unhook
 from .join import Joining
 from .ledger import Ledger
+from .memory import keep_freed
 from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .recovery import Recovering, Survivors
 from .reducer import Reducer
@@ -140,6 +141,7 @@ class DistributedOptimizer(Recovering):
         for p in self._buckets.parameters:
             unhook(p)  # what another wrapper has hung there, or this one among more ranks
         if comm.size > 1:
+            keep_freed(self._buckets.parameters)
             self._connect(x)
         means = self._reducer is not None
         self._skips = Skips(self._not_finite, self._aside, self.optimizer, means)

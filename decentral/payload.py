@@ -40,7 +40,9 @@ def as_array(vector: npt.NDArray[np.float32] | torch.Tensor) -> Any:
     """Return what the kernels take: a NumPy array for memory of the host, else the CUDA tensor."""
     if not isinstance(vector, torch.Tensor):
         return vector
-    return vector.detach().numpy() if vector.device.type == "cpu" else vector.detach()
+    # detach() lets other threads have the GIL, and so may wait to have it back
+    vector = vector.detach() if vector.requires_grad else vector
+    return vector.numpy() if vector.device.type == "cpu" else vector
 
 
 def as_tensor(array: Any) -> torch.Tensor:
