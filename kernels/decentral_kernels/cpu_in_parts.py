@@ -29,7 +29,7 @@ _AROUND = (
 _encode, _decode = caller(ENCODE), caller(DECODE)
 _floats_at, _bytes_at = array_at(float32), array_at(uint8)
 _IN_CACHE = 32  # units; with some messages' codes they stay in the caches of a core
-_AHEAD = 8 * UNIT
+AHEAD = 8 * UNIT  # how far what is added to is fetched
 _TEMPLATE = """
 def {name}(
     {arguments}, z, source, target, k0, k1, block_size, width, scales, codes,
@@ -92,7 +92,7 @@ def adder() -> Callable[..., None]:
             b = min(a + _IN_CACHE, last)
             for m in range(weights.size):
                 scales, codes = _floats_at(places[m, :2]), _bytes_at(places[m, 2:])
-                ahead = _AHEAD if m == 0 else 0  # the others find it there
+                ahead = AHEAD if m == 0 else 0  # the others find it there
                 _decode(decoder, (scales, codes, block_size, weights[m], out, ahead, a, b))
 
     return add
@@ -107,7 +107,7 @@ class Addition:
         places = [(*place_of(scales), *place_of(codes)) for scales, codes, _ in messages]
         weights = np.array([weight for *_, weight in messages], np.float32)
         self._held = messages  # whose memory the places are
-        where = np.array(places, np.int64)
+        where = np.array(places, np.int64).reshape(-1, 4)  # there may be none
         self._arguments = (address_of(decoder), where, weights, block_size, out)
 
     def run(self, first: int, last: int) -> None:

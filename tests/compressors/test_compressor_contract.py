@@ -249,6 +249,12 @@ def test_several_messages_are_added_as_one_after_the_other(compressor, kind):
         assert as_numpy(together).tobytes() == as_numpy(in_turn).tobytes()
 
 
+def test_without_messages_nothing_is_added(compressor, kind):
+    out = kind(gaussian(1001))
+    compressor.accumulate_all([], out)
+    assert as_numpy(out).tobytes() == gaussian(1001).tobytes()
+
+
 def test_of_several_messages_one_may_be_a_refusal(compressor, kind):
     good = compressor.fresh().encode(kind(gaussian(100)), KEY)
     refusal = compressor.refuse(100, KEY, compressor.new_payload(100, like=kind(gaussian(1))))
