@@ -27,6 +27,9 @@ _MAX_GRID = 1 << 16
 _NONE_BAD = 2**31 - 1
 _AT_ONCE = 4  # messages that are added in one pass; a kernel is compiled for each number
 _found = threading.local()
+# The training's thread and the exchange's may be the first two to launch a kernel, which loads it:
+# numba-cuda fails where both load the same one ("key already in dictionary").
+_launching = threading.Lock()
 # Of a bucket that is small enough, any grid is too small for numba, which would warn each time.
 cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
@@ -36,8 +39,11 @@ def _compiled(make: Callable[..., Callable[..., None]], *constants: Any) -> Any:
     return cuda.jit(cache=not SIMULATED)(make(*constants))
 
 
-def _grid(work: int) -> int:
-    return max(1, min(work, _MAX_GRID))
+def _launch(kernel: tuple[Any, ...], blocks: int, stream: Any, *arguments: Any) -> None:
+    """Launch _compiled(*kernel) on at most _MAX_GRID thread blocks."""
+    grid = max(1, min(blocks, _MAX_GRID))
+    with _launching:
+        _compiled(*kernel)[grid, _THREADS, stream](*arguments)
 
 
 def _stream(handle: int) -> Any:
@@ -94,9 +100,13 @@ def start_encode(
     x, scales, codes = map(_device_array, (x, scales, codes))
     x, first_bad = x.view(np.uint32 if source == "float32" else np.uint16), _first_bad()
     if not is_fused(q.block_size):
-        norms, width = _compiled(norm_kernel, q.norm == "max", source), norm_width(q.block_size)
-        norms[_grid(scales.size), _THREADS, on](x, q.block_size, width, scales, first_bad)
-    _compiled(encode_kernel, q, source)[_grid(-(-x.size // tile_size(q.block_size))), _THREADS, on](
+        norms = norm_kernel, q.norm == "max", source
+        width = norm_width(q.block_size)
+        _launch(norms, scales.size, on, x, q.block_size, width, scales, first_bad)
+    _launch(
+        (encode_kernel, q, source),
+        -(-x.size // tile_size(q.block_size)),
+        on,
         x,
         u32(key[0]),
         u32(key[1]),
@@ -117,9 +127,9 @@ def _decode(
     scales, codes = (tuple(map(_device_array, arrays)) for arrays in (scales, codes))
     out = _device_array(out).view(np.uint32)
     wide = _is_aligned(4, *codes) and _is_aligned(16, out)
-    _compiled(decode_kernel, q, is_sum, len(messages))[
-        _grid(-(-out.size // UNIT)), _THREADS, _stream(stream)
-    ](scales, codes, tuple(map(f32, weights)), wide, out)
+    kernel, blocks = (decode_kernel, q, is_sum, len(messages)), -(-out.size // UNIT)
+    weights = tuple(map(f32, weights))
+    _launch(kernel, blocks, _stream(stream), scales, codes, weights, wide, out)
 
 
 def decode(scales: Any, codes: Any, q: Quantizer, out: Any, stream: int = 0) -> None:

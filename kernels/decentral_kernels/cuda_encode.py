@@ -151,7 +151,7 @@ def encode_kernel(q: Quantizer, source: str = "float32") -> Callable[..., None]:
     block_size, tile = u32(q.block_size), u32(tile_size(q.block_size))
     unit, one, four = u32(UNIT), u32(1), u32(_FOUR)
     values_size, inverses_size = int(tile), int(tile // block_size) + 2
-    one_block = fused and q.block_size >= UNIT  # in a tile
+    one_block = fused and block_size == tile
     one_scale = q.block_size % _FOUR == 0  # for four coordinates that lie side by side
     # In each of the tile's segments, a block's, half as many numbers are left of which to add two.
     segment, rows = u32(min(UNIT, q.block_size) // 2), max(1, q.block_size // UNIT)

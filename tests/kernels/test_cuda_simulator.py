@@ -5,6 +5,9 @@ NUMBA_ENABLE_CUDASIM=1 is set; test_cuda_compile.test_cuda_in_simulator starts s
 Sizes are small, since every CUDA thread is a Python thread here.
 """
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from kernel_cases import (
@@ -168,6 +171,32 @@ def test_several_messages_in_order(bits, count):
     for scales, codes, weight in messages:
         reference.accumulate(scales, codes, q, expected, weight)
     assert_same_bits(out, expected, "accumulated")
+
+
+def test_threads_launch_in_turn(monkeypatch):
+    """The first launch of a kernel loads it, which two threads must not do at once."""
+    inside, most = [], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return self
+
+        def __call__(self, *arguments):
+            inside.append(1)
+            time.sleep(0.01)
+            most.append(len(inside))
+            inside.pop()
+
+    monkeypatch.setattr(cuda, "_compiled", lambda *kernel: Kernel())
+    q = Quantizer(4, 1024, "l2", "exponential")
+    _, scales, codes = encoded(reference, np.ones(100, np.float32), q)
+    out = np.zeros(100, np.float32)
+    threads = [threading.Thread(target=cuda.decode, args=(scales, codes, q, out)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
 
 
 class Brain:
