@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..payload import Payload, Wire
+from ..payload import Payload, Wire, backward_in_this_thread
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 from .group import Fate, Group, LocalDeath
 from .watch import RankLostError, Watch
@@ -226,7 +226,8 @@ def run_local(
 
     def run(rank: int) -> None:
         try:
-            results[rank] = function(LocalCommunicator(group, rank, Watch(timeout)))
+            with backward_in_this_thread():
+                results[rank] = function(LocalCommunicator(group, rank, Watch(timeout)))
         except LocalDeath:
             fate.die(rank)
         except BaseException as error:

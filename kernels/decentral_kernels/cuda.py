@@ -9,6 +9,7 @@ are compiled when first called, per quantizer, and cached on disk.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,8 @@ _NONE_BAD = 2**31 - 1
 _AT_ONCE = 4  # messages that are added in one pass; a kernel is compiled for each number
 _found = threading.local()
 # The training's thread and the exchange's may be the first two to launch a kernel, which loads it:
-# numba-cuda fails where both load the same one ("key already in dictionary").
+# numba-cuda fails where both load the same one ("key already in dictionary"). Nor may two threads
+# use its allocator at once.
 _launching = threading.Lock()
 # Of a bucket that is small enough, any grid is too small for numba, which would warn each time.
 cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
@@ -36,7 +38,11 @@ cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 @lru_cache(maxsize=None)
 def _compiled(make: Callable[..., Callable[..., None]], *constants: Any) -> Any:
-    return cuda.jit(cache=not SIMULATED)(make(*constants))
+    kernel = make(*constants)
+    # Of one name, kernels share an index on disk, where processes that write to it at once can
+    # leave one kernel in the place of another.
+    kernel.__qualname__ += f"_{zlib.crc32(repr(constants).encode()):08x}"
+    return cuda.jit(cache=not SIMULATED)(kernel)
 
 
 def _launch(kernel: tuple[Any, ...], blocks: int, stream: Any, *arguments: Any) -> None:
@@ -59,13 +65,14 @@ def _is_aligned(nbytes: int, *arrays: Any) -> bool:
     return all(getattr(a, name)["data"][0] % nbytes == 0 for a in arrays)
 
 
-def _first_bad() -> Any:
+def _first_bad(stream: Any = 0) -> Any:
     """Return where kernels write the number of a block that cannot be encoded, int32[1].
 
     One per thread, since two may encode at once; _NONE_BAD as long as nothing was found.
     """
     if not hasattr(_found, "block"):
-        _found.block = cuda.to_device(np.array([_NONE_BAD], np.int32))
+        with _launching:
+            _found.block = cuda.to_device(np.array([_NONE_BAD], np.int32), stream=stream)
     return _found.block
 
 
@@ -86,7 +93,8 @@ def encode(
     bad = int(_first_bad().copy_to_host(stream=_stream(stream))[0])
     if bad == _NONE_BAD:
         return -1
-    del _found.block
+    with _launching:
+        del _found.block
     return bad
 
 
@@ -98,7 +106,7 @@ def start_encode(
     if source == "bfloat16":
         x = x.view(codes.dtype)  # bytes, since the array interface has no bfloat16
     x, scales, codes = map(_device_array, (x, scales, codes))
-    x, first_bad = x.view(np.uint32 if source == "float32" else np.uint16), _first_bad()
+    x, first_bad = x.view(np.uint32 if source == "float32" else np.uint16), _first_bad(on)
     if not is_fused(q.block_size):
         norms = norm_kernel, q.norm == "max", source
         width = norm_width(q.block_size)

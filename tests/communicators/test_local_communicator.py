@@ -9,6 +9,7 @@ import numpy as np
 import parts_contract
 import pytest
 import sums_contract
+import torch
 
 from decentral.communicators import Communicator, LocalCommunicator, as_communicator, run_local
 from decentral.payload import Payload
@@ -155,3 +156,9 @@ def test_whoever_compiles_is_waited_for_longer_than_the_time_out():
         return comm.watch.timeout
 
     assert run_local(2, rank, timeout=0.2) == [0.2, 0.2]
+
+
+def test_backward_runs_in_the_rank_s_own_thread():
+    """On a GPU it would run in one that all ranks share, and their hooks wait for each other."""
+    assert not any(run_local(2, lambda comm: torch.autograd.is_multithreading_enabled()))
+    assert torch.autograd.is_multithreading_enabled()

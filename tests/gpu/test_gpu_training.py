@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,14 @@ ALGORITHMS = {
 CASES = [(name, compressor, {}) for name, compressor in ALGORITHMS.items()]
 CASES += [("allreduce", c, {}) for c in decentral.compressors.available() if c != LOSSY]
 CASES += [("allreduce", LOSSY, {"exchange": e}) for e in ("all-gather", "reduce-scatter")]
+DRAWING = threading.Lock()  # ranks are threads, and torch's generator is one for all
 SCRIPT = Path(__file__).with_name("train_over_mpi.py")
 
 
 def make(comm, name, compressor, options, seed=0):
-    torch.manual_seed(seed)
-    hidden = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 1)
+    with DRAWING:
+        torch.manual_seed(seed)
+        hidden = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 1)
     model = torch.nn.Sequential(*hidden).to(DEVICE)
     algorithm = decentral.algorithms.from_name(
         name, compressor=decentral.compressors.from_name(compressor), **options
