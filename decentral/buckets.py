@@ -128,16 +128,12 @@ class Buckets:
         Raises:
             ValueError: a tensor is sparse.
         """
-        for view, tensor in zip(self.views(flat), tensors, strict=True):
-            copy_into(view, tensor)
+        copy_all_into(self.views(flat), tensors)
         return flat
 
     def scatter(self, flat: Flat) -> None:
         """Copy the flat vector into the parameters."""
-        with torch.no_grad():
-            for view, p in zip(self.views(flat), self.parameters, strict=True):
-                if not same_memory(view, p):
-                    p.copy_(view)
+        copy_all_from(self.views(flat), self.parameters)
 
     def adopt(self, flat: Flat) -> None:
         """Let the parameters that are float32 and dense live in the flat vector from now on."""
@@ -145,6 +141,24 @@ class Buckets:
             copy_into(view, p)
             if p.dtype == torch.float32 and view.stride() == p.stride():
                 p.data = view
+
+
+def copy_all_into(views: Iterable[Tensor], tensors: Iterable[Tensor | None]) -> None:
+    """Copy tensors into views, each unless it is the view; None counts as zeros.
+
+    Raises:
+        ValueError: a tensor is sparse.
+    """
+    for view, tensor in zip(views, tensors, strict=True):
+        copy_into(view, tensor)
+
+
+@torch.no_grad()
+def copy_all_from(views: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+    """Copy views into parameters, each unless it is the view."""
+    for view, p in zip(views, parameters, strict=True):
+        if not same_memory(view, p):
+            p.copy_(view)
 
 
 def copy_into(view: Tensor, tensor: Tensor | None) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from decentral_kernels.elementwise import Applied
+
 from .algorithms import GossipAlgorithm, GradientAlgorithm
 from .averaging import average_parameters
-from .buckets import Buckets, Flat, copy_into, same_memory
+from .buckets import Buckets, Flat, copy_all_from, copy_all_into, copy_into, same_memory
 from .communicators.base import Communicator
 from .communicators.watch import RankLostError
 from .compressors import NotFiniteError
 from .compressors.checks import is_whole
 from .engine import Engine, Task
+from .local_step import LocalStep
+from .payload import keep_array
 from .reducer import complaint, located
 from .streams import Side
-
-LocalStep = Callable[[], Any]
 
 
 class Every(NamedTuple):
@@ -75,25 +76,36 @@ class Rounds(ABC):
         self._local_steps, self._side = local_steps, Side()
         self._new, self._old = buckets.empty(), flat
         buckets.adopt(self._new)
+        self._views = buckets.views(self._new)
+        self._x_new, self._x = (
+            [keep_array(b.of(v)) for b in buckets] for v in (self._new, self._old)
+        )
 
     def step(self, number: int, local_step: LocalStep | None) -> Any:
-        """Do local_step(), which changes the parameters, and exchange at the end of a round.
+        """Take a local step, which changes the parameters, and exchange at the end of a round.
 
         Raises:
             NotFiniteError: a parameter is NaN or inf; names rank, step and parameter.
         """
         if (number - 1) % self._local_steps == 0:
             self._begin()
-        result = local_step() if local_step is not None else None
+        result = self._take(local_step, number) if local_step is not None else None
         if number % self._local_steps == 0:
-            self._buckets.gather(self._buckets.parameters, self._new)
+            self._gather()
             self._exchange(number // self._local_steps)
-            self._buckets.scatter(self._new)
+            copy_all_from(self._views, self._buckets.parameters)
         return result
+
+    def _take(self, local_step: LocalStep, number: int) -> Any:
+        return local_step()
+
+    def _gather(self) -> None:
+        """Copy the parameters that do not live in the flat vector into it."""
+        copy_all_into(self._views, self._buckets.parameters)
 
     def _begin(self) -> None:
         """Keep the parameters of the beginning of a round."""
-        self._buckets.gather(self._buckets.parameters, self._new)
+        self._gather()
         for old, new in zip(self._old, self._new, strict=True):
             old.copy_(new)
 
@@ -128,6 +140,8 @@ class Mixer(Rounds):
         super().__init__(*arguments)
         self._algorithm = algorithm
         self._tasks: list[Task] = []
+        self._before = self._buckets.views(self._old)
+        self._rest: dict[int, Applied] = {}  # of the local step, by bucket
         self._anew = True  # whether the next round begins from the parameters
 
     def _begin(self) -> None:
@@ -143,6 +157,13 @@ class Mixer(Rounds):
             self._round()
         return result
 
+    def _take(self, local_step: LocalStep, number: int) -> Any:
+        """Take a local step but for what update() does of it."""
+        if number % self._local_steps or self._algorithm.x_new_at is None:
+            return local_step()
+        result, self._rest = local_step.but_for_rest(self._buckets, self._views, self._x_new)
+        return result
+
     def _round(self) -> None:
         """Let the algorithm, too, have what parameters of other dtypes have made of the iterate.
 
@@ -150,8 +171,7 @@ class Mixer(Rounds):
         """
         if self._algorithm.shares_x:
             return
-        views = map(self._buckets.views, (self._new, self._old))
-        for p, new, old in zip(self._buckets.parameters, *views, strict=True):
+        for p, new, old in zip(self._buckets.parameters, self._views, self._before, strict=True):
             if not same_memory(new, p):
                 copy_into(old, p)
 
@@ -179,33 +199,44 @@ class Mixer(Rounds):
         A bucket's messages are waited for just before it is mixed, so that the wire has those of
         the last buckets while the optimizer runs, and of the first ones soon again.
         """
+        try:
+            self._mix(t)
+        finally:
+            for rest in self._rest.values():  # an error costs no other bucket its step
+                rest()
+            self._rest = {}
+        algorithm = self._algorithm
+        if algorithm.synchronous:
+            for b in range(len(self._buckets)):
+                self._engine.wait(self._tasks[b])
+                self._side.join()
+                algorithm.finish(b, self._x[b], self._x_new[b], t)
+
+    def _mix(self, t: int) -> None:
         algorithm = self._algorithm
         before, self._tasks = self._tasks, []
         for b, bucket in enumerate(self._buckets):
             self._engine.wait(*before[b : b + 1])  # none in the first step
             self._side.join()
+            algorithm.rest = self._rest.pop(b, None)
             try:
-                algorithm.update(b, bucket.of(self._old), bucket.of(self._new), t)
+                algorithm.update(b, self._x[b], self._x_new[b], t)
             except NotFiniteError as error:
                 self._anew = True
                 self._tasks += before[b:]  # whose messages are still under way
                 raise located(error, self._comm.rank, t, b, self._buckets) from error
             what = f"step {t}, {bucket}"
-            steps = self._side.task(algorithm.publish(b, t), bucket.of(self._new))
+            steps = self._side.task(algorithm.publish(b, t), self._x_new[b])
             self._tasks.append(self._engine.submit(steps, what))
-        if algorithm.synchronous:
-            for b, bucket in enumerate(self._buckets):
-                self._engine.wait(self._tasks[b])
-                self._side.join()
-                algorithm.finish(b, bucket.of(self._old), bucket.of(self._new), t)
 
     def iterate(self) -> list[Tensor]:
         """Return what the algorithm has left of the iterate, a vector per bucket; see keeps_x."""
-        return [bucket.of(self._old) for bucket in self._buckets]
+        return self._x
 
     def parameters(self) -> Flat:
         """Return this rank's parameters, which are not to be changed."""
-        return self._buckets.gather(self._buckets.parameters, self._new)
+        self._gather()
+        return self._new
 
     def average(self) -> float:
         """Give all ranks the mean of their parameters, and return how far they were from it."""
@@ -213,8 +244,8 @@ class Mixer(Rounds):
         self._tasks = []
         with torch.no_grad():
             distance = average_parameters(self._comm, self._buckets)
-        mean = self.parameters()
-        self._algorithm.reset([bucket.of(mean) for bucket in self._buckets])
+        self._gather()
+        self._algorithm.reset(self._x_new)
         self.restart()
         return distance
 

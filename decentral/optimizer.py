@@ -19,6 +19,7 @@ from .engine import Engine
 from .gradients import unhook
 from .join import Joining
 from .ledger import Ledger
+from .local_step import formulas_of
 from .memory import keep_freed
 from .mixer import Every, Mixer, PeriodicMean, Rounds
 from .recovery import Recovering, Survivors
@@ -130,6 +131,8 @@ class DistributedOptimizer(Recovering):
         threads = min(comm.cores_per_rank, torch.get_num_threads())
         if not any(p.is_cuda for p in self._buckets.parameters):
             algorithm.adapt()
+        if isinstance(algorithm, GossipAlgorithm):
+            algorithm.local = formulas_of(self.optimizer)
         comm.first_on_each_host(lambda: algorithm.prepare(threads))
         x = self._buckets.gather(self._buckets.parameters, self._buckets.empty())
         vectors = [bucket.of(x) for bucket in self._buckets]

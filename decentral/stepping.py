@@ -16,7 +16,8 @@ from .consistency import Replicas
 from .engine import Engine
 from .join import Joining, rates_of, set_rates, take_over
 from .ledger import Ledger
-from .mixer import LocalStep, Rounds
+from .local_step import LocalStep
+from .mixer import Rounds
 from .reducer import Reducer
 from .scaling import check_averaged, unscale
 from .skipping import Skips
@@ -85,7 +86,7 @@ class Stepping(Wrapper):
             if reducer is not None:
                 reducer.forget()
             return None
-        local = None if skip else self._local_step(closure)
+        local = None if skip else LocalStep(self.optimizer, closure)
         if reducer is None:
             return self._finish(self._take(local))
         skip, result = self._skips.attempt(lambda: reducer.step(self.optimizer, closure))
@@ -116,9 +117,6 @@ class Stepping(Wrapper):
             self._joining.announce("compare", step)
         with self._ledger.counting("averaging"):
             self._replicas.check(step, compared=ahead)
-
-    def _local_step(self, closure: Callable[[], Any] | None) -> Callable[[], Any]:
-        return lambda: self.optimizer.step(closure) if closure else self.optimizer.step()
 
     def _begin_averaging(self, again: int) -> int:
         step = self._steps + 1

@@ -66,6 +66,7 @@ class ChocoSGD(GossipAlgorithm):
 
     name = "choco-sgd"
     formulas = (_difference,)
+    x_new_at = 1
     synchronous, keeps_x = True, False
     vectors = ("S", "xh")
 

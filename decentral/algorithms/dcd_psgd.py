@@ -46,6 +46,7 @@ class DCDPSGD(GossipAlgorithm):
 
     name = "dcd-psgd"
     formulas = (_difference,)
+    x_new_at = 0
     shares_x = True
     trains_to_noise = 1.0  # docs/choosing.md
 

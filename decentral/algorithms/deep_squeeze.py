@@ -49,6 +49,7 @@ class DeepSqueeze(GossipAlgorithm):
 
     name = "deepsqueeze"
     formulas = (_compensate,)
+    x_new_at = 1
     directed = time_varying = synchronous = True
     keeps_x = False
     vectors = ("S", "e")

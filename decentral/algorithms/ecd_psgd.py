@@ -62,6 +62,7 @@ class ECDPSGD(GossipAlgorithm):
 
     name = "ecd-psgd"
     formulas = (_mix, _mix_as_published)
+    x_new_at = 0
     vectors = ("S", "xt")
     trains_to_noise = 1.0  # docs/choosing.md
 

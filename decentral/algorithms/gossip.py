@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import decentral_topologies
-from decentral_kernels.elementwise import Applied, Elementwise
+from decentral_kernels.elementwise import Applied, Elementwise, in_turn
 from decentral_topologies import Topology, crossing, place
 
 from ..communicators.base import Pending
 from ..compressors.base import Compressor
-from ..payload import Payload, as_array
+from ..payload import Payload, as_array, keep_array
 from ..registry import described
 from .base import Algorithm, Publishing, naming_senders
 from .noise import warn_of_noise
@@ -45,6 +45,9 @@ class GossipAlgorithm(Algorithm):
     that of update()'s x, too, is to be there the next time, and `shares_x` whether it is what the
     neighbors know, unrounded where parameters are not float32; `trains_to_noise` is the largest
     ||C(z) - z||^2 / ||z||^2 of a compressor with which it trained; `formulas` are to be compiled.
+    Where update() applies one of them by _encode_in_parts(), `x_new_at` says which of its vectors
+    is x_new, and `rest`, what is left of the local optimizer's step on the bucket, comes before it;
+    that is one of the formulas `local`.
     """
 
     directed: ClassVar[bool] = False
@@ -53,9 +56,12 @@ class GossipAlgorithm(Algorithm):
     synchronous: ClassVar[bool] = False
     keeps_x: ClassVar[bool] = True
     shares_x: ClassVar[bool] = False
+    x_new_at: ClassVar[int | None] = None
     trains_to_noise: ClassVar[float] = math.inf
     vectors: ClassVar[tuple[str, ...]] = ("S",)
     formulas: ClassVar[tuple[Elementwise, ...]] = ()
+    local: Collection[Elementwise] = ()
+    rest: Applied | None = None
     S: list[Tensor]
 
     def __init__(
@@ -106,6 +112,9 @@ class GossipAlgorithm(Algorithm):
         super().prepare(threads)
         for formula in self.formulas:
             formula.compile()
+            if self.x_new_at is not None:
+                for first in self.local:
+                    in_turn(first, formula, self.x_new_at).compile()
 
     def W(self, step: int) -> dict[int, float]:
         """Return W_ij by j, this rank's too: what messages of a step are weighted with."""
@@ -203,10 +212,14 @@ class GossipAlgorithm(Algorithm):
         """
         raise NotImplementedError
 
-    def _encode_in_parts(self, bucket: int, z: Tensor, step: int, *how: Any) -> Payload:
+    def _encode_in_parts(
+        self, bucket: int, z: Tensor, step: int, made: Applied, *how: Any
+    ) -> Payload:
         """Encode this rank's message; `how` is what Compressor.encode_in_parts() takes last."""
+        if self.rest is not None and self.x_new_at is not None:
+            made, self.rest = made.after(self.rest, self.x_new_at), None
         key = (self._seed, step, self.comm.rank, bucket)
-        return self.compressor.encode_in_parts(z, key, self._own[bucket], *how)
+        return self.compressor.encode_in_parts(z, key, self._own[bucket], made, *how)
 
     def _post(self, bucket: int, step: int) -> Pending:
         """Send the encoded message to this step's targets, and start to receive its sources'."""
@@ -257,12 +270,12 @@ class GossipAlgorithm(Algorithm):
 
 def zeros(vectors: Sequence[Tensor]) -> list[Tensor]:
     """Return a vector of zeros for each, in the same place."""
-    return [torch.zeros_like(v) for v in vectors]
+    return [keep_array(torch.zeros_like(v)) for v in vectors]
 
 
 def copies(vectors: Sequence[Tensor]) -> list[Tensor]:
     """Return a copy of each."""
-    return [v.clone() for v in vectors]
+    return [keep_array(v.clone()) for v in vectors]
 
 
 def applied(formula: Elementwise, *arguments: Tensor | float) -> Applied:

@@ -10,7 +10,7 @@ import torch
 
 from decentral_kernels.layout import MAX_NUMEL
 
-from ..payload import as_array, as_tensor
+from ..payload import as_array, as_tensor, kept_array
 
 
 class NotFiniteError(ValueError):
@@ -45,6 +45,8 @@ def check_vector(x: Any, what: str) -> Any:
         TypeError: x is not a float32 NumPy array or torch tensor.
         ValueError: x is not one-dimensional and contiguous, or is too long.
     """
+    if isinstance(x, torch.Tensor) and (kept := kept_array(x)) is not None:
+        return kept
     if not isinstance(x, (np.ndarray, torch.Tensor)) or x.dtype not in (np.float32, torch.float32):
         got = f"{type(x).__name__} of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
         raise TypeError(

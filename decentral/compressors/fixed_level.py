@@ -160,7 +160,8 @@ class FixedLevelCompressor(Compressor):
         if not isinstance(array, np.ndarray):
             return super().encode_in_parts(x, key, out, made, own, weight, copy)
         out.resize(out.capacity)
-        scales, codes = self._sections(out, len(x))
+        numel = array.size
+        scales, codes = self._sections(out, numel)
         pair = None if copy is None else (as_array(copy[0]), as_array(copy[1]))
         around = kernels.Around(made, target, weight, pair)
         folded = kernels.fold_key(*key)
@@ -168,7 +169,7 @@ class FixedLevelCompressor(Compressor):
         if bad == NOT_FINITE:
             self._raise_not_finite(made, array)
         self._check_blocks(array, bad)
-        return self._seal(out, self._shorten(out, scales, codes, len(x)), key, len(x))
+        return self._seal(out, self._shorten(out, scales, codes, numel), key, numel)
 
     def _check_blocks(self, x: Any, bad: int) -> None:
         """Raise NotFiniteError for the first block that the kernels have refused; -1 is none."""

@@ -43,7 +43,7 @@ def {name}(
         bad = encode(encoder, (z, k0, k1, block_size, width, scales, codes, a, b))
         if bad >= 0:
             return bad
-        decode(decoder, (scales, codes, block_size, weight, out, 0, a, b))
+        decode(decoder, (scales, codes, block_size, weight, out, size * UNIT, a, b))
         here, there = source[low:high], target[low:high]
         for i in range(there.size):  # numba's own assignment of slices takes longer
             there[i] = here[i]

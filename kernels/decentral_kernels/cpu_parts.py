@@ -7,14 +7,16 @@ around every operation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from platform import machine
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import float32, njit, types, uint32
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
+from .elementwise import fma
 from .layout import SUM_MAX, SUM_MIN
 from .rng import DRAW_BITS, GOLDEN, ROUND_1, ROUND_2
 
@@ -49,16 +51,33 @@ def float_of(typingctx: Any, x: Any) -> Any:
     return float32(uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())
 
 
+def _has(feature: str) -> bool:
+    try:
+        return bool(get_host_cpu_features().get(feature, False))
+    except RuntimeError:  # llvmlite does not know of this system
+        return False
+
+
 def has_wide_vectors() -> bool:
     """Return whether this is an x86 processor whose clock vectors of 512 bits hardly slow down.
 
     Those that have VBMI2: Intel's since Ice Lake, for all of which LLVM prefers 256 bits, and AMD's
     since Zen 4, for which it does not.
     """
-    try:
-        return bool(get_host_cpu_features().get("avx512vbmi2", False))
-    except RuntimeError:  # llvmlite does not know of this system
-        return False
+    return _has("avx512vbmi2")
+
+
+@intrinsic
+def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+    return float32(float32, float32, float32), lambda context, b, sig, args: b.fma(*args)
+
+
+@overload(fma, inline="always")
+def _fma(a, b, c):
+    if _has("fma") or machine() in ("aarch64", "arm64"):
+        return lambda a, b, c: _fused(a, b, c)
+    return lambda a, b, c: a * b + c  # without an instruction it is a call for each coordinate
 
 
 @intrinsic

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from decentral_kernels import set_num_threads
-from decentral_kernels.elementwise import Elementwise
+from decentral_kernels.elementwise import Elementwise, fma, in_turn
 from decentral_kernels.threads import GRAIN
 
 
@@ -84,3 +84,52 @@ def test_numbers_are_rounded_to_float32_before_they_are_used():
     a = np.full(3, 3.0, np.float32)
     scaled(a, 0.1)
     assert (a == np.float32(3) * np.float32(0.1)).all()
+
+
+@Elementwise
+def stepped(x, buf, g, rate: float, momentum: float):
+    buf = momentum * buf + g
+    return x - rate * buf, buf
+
+
+@Elementwise
+def difference(out, x, y):
+    return (out - (x - y),)
+
+
+# What the second formula finds made is its first vector, one it writes, or another one.
+@pytest.mark.parametrize("second, at", [(mixed, 0), (mixed, 1), (mixed, 2), (difference, 1)])
+@pytest.mark.parametrize("numel", (0, 17, 1000, 2 * GRAIN + 1))
+def test_two_formulas_in_turn_are_one_after_the_other(second, at, numel, threads):
+    numbers = (0.3, -2.7)[: second.num_numbers]
+    one, other = ([*vectors(numel), *vectors(numel, seed=1)[:2]] for _ in range(2))
+    shared, buf, g = one[at], one[3], one[4]
+    assert stepped(shared, buf, g, 0.1, 0.9) and second(*one[:3], *numbers)
+    first = stepped.on(other[at], other[3], other[4], 0.1, 0.9)
+    both = second.on(*other[:3], *numbers).after(first, at)
+    assert both() is True
+    for got, expected in zip(other, one, strict=True):
+        assert got.tobytes() == expected.tobytes()
+    assert in_turn(stepped, second, at) is both.formula
+
+
+@pytest.mark.parametrize("bad", (np.nan, np.inf))
+@pytest.mark.parametrize("which", range(5))
+def test_in_turn_what_is_not_finite_is_seen(which, bad):
+    arrays = [*vectors(1000), *vectors(1000, seed=1)[:2]]
+    arrays[which][7] = bad
+    first = stepped.on(arrays[0], arrays[3], arrays[4], 0.1, 0.9)
+    assert mixed.on(*arrays[:3], 1.0, 1.0).after(first, 0)() is False
+
+
+def test_fma_is_as_exact_as_torch_s():
+    """Which rounds once where the processor can."""
+
+    @Elementwise
+    def added(x, y, factor: float):
+        return (fma(y, factor, x),)
+
+    x, y, _ = vectors(10_001)
+    expected = torch.from_numpy(x.copy()).add_(torch.from_numpy(y), alpha=0.3).numpy()
+    assert added(x, y, 0.3)
+    assert x.tobytes() == expected.tobytes()
