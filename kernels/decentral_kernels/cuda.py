@@ -52,6 +52,7 @@ def _launch(kernel: tuple[Any, ...], blocks: int, stream: Any, *arguments: Any) 
         _compiled(*kernel)[grid, _THREADS, stream](*arguments)
 
 
+@lru_cache(maxsize=64)  # numba keeps what it prepares for a launch by the object
 def _stream(handle: int) -> Any:
     return cuda.external_stream(handle) if handle and not SIMULATED else 0
 
