@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numba import float32, njit, types, uint32
 
+from .cpu_lookup import look_up, lookup_width
 from .cpu_parts import (
     ABS,
     bits_of,
@@ -184,6 +185,7 @@ def decoder(
     bias = u32((126 if zero_level else 127) - s if exponential else 0)
     word_type = u32 if planes * 8 <= 32 else np.uint64
     code_mask, level_mask = word_type((1 << bits) - 1), u32((1 << (bits - 1)) - 1)
+    at_once = lookup_width(bits)
 
     @njit(DECODE, nogil=True, cache=True)
     @called("decode", bits, exponential, add, zero_level)
@@ -197,7 +199,7 @@ def decoder(
                 for j in range(lanes):
                     codes[j * columns + k] = u8(word_type(w >> word_type(j * bits)) & code_mask)
 
-        def dequantize(codes, step, out):
+        def dequantize(codes, step, out, add):
             for j in range(out.size):
                 c = u32(codes[j])
                 level = u32(c & level_mask)
@@ -215,27 +217,44 @@ def decoder(
                 else:
                     out[j] = f32(step * signed)
 
+        def step_of(block):
+            step = scales[block] if exponential else f32(scales[block] / f32(s))
+            return f32(step * weight)
+
         wide()
         if stamp < 0:  # never; see STAMP
             return
         codes = np.empty(UNIT, u8)
+        table, made_for = np.empty(at_once, f32), -1
         for unit in range(first, last):
             low, high = unit * UNIT, min((unit + 1) * UNIT, out.size)
             mine = packed[low * bits // 8 : (high * bits + 7) // 8]
+            b = low // block_size
+            if at_once and high - low == UNIT and high <= (b + 1) * block_size:
+                if b != made_for:
+                    for c in range(at_once):
+                        codes[c] = u8(c & code_mask)
+                    dequantize(codes[:at_once], step_of(b), table, False)
+                    made_for = b
+                here = out[low:high]
+                for k in range(0, UNIT // lanes, at_once):
+                    if ahead > 0:  # in small pieces, or it would be waited for
+                        prefetch(out, low + ahead + k * lanes, at_once * lanes)
+                    look_up(bits, add, table, mine, k, here)
+                continue
+            if ahead > 0:
+                prefetch(out, low + ahead, UNIT)
             if high - low == UNIT:
                 unpack(mine, UNIT // lanes, codes)
             else:
                 columns = (high - low) // lanes
                 unpack(mine, columns, codes)
                 unpack_rest(mine[planes * columns :], bits, codes[lanes * columns : high - low])
-            if ahead > 0:
-                prefetch(out, low + ahead, UNIT)
             i = low
             while i < high:
                 b = i // block_size
                 end = min((b + 1) * block_size, high)
-                step = scales[b] if exponential else f32(scales[b] / f32(s))
-                dequantize(codes[i - low : end - low], f32(step * weight), out[i:end])
+                dequantize(codes[i - low : end - low], step_of(b), out[i:end], add)
                 i = end
 
     return decode

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import float32, njit, types, uint32
+from numba import config, float32, njit, types, uint32
 from numba.extending import intrinsic, overload
 
 from .elementwise import fma
@@ -51,7 +51,10 @@ def float_of(typingctx: Any, x: Any) -> Any:
     return float32(uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())
 
 
-def _has(feature: str) -> bool:
+def has(feature: str) -> bool:
+    """Return whether numba compiles for a processor that has a feature, by LLVM's name."""
+    if config.CPU_FEATURES is not None:  # set in the environment, NUMBA_CPU_FEATURES
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
     try:
         return bool(get_host_cpu_features().get(feature, False))
     except RuntimeError:  # llvmlite does not know of this system
@@ -64,7 +67,7 @@ def has_wide_vectors() -> bool:
     Those that have VBMI2: Intel's since Ice Lake, for all of which LLVM prefers 256 bits, and AMD's
     since Zen 4, for which it does not.
     """
-    return _has("avx512vbmi2")
+    return has("avx512vbmi2")
 
 
 @intrinsic
@@ -75,7 +78,7 @@ def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 @overload(fma, inline="always")
 def _fma(a, b, c):
-    if _has("fma") or machine() in ("aarch64", "arm64"):
+    if has("fma") or machine() in ("aarch64", "arm64"):
         return lambda a, b, c: _fused(a, b, c)
     return lambda a, b, c: a * b + c  # without an instruction it is a call for each coordinate
 

@@ -1,5 +1,11 @@
 """Kernels use vectors of 512 bits on processors where those pay, and say so to LLVM."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from llvmlite.binding import get_host_cpu_features
@@ -60,6 +66,38 @@ def test_an_unknown_system_has_none(monkeypatch):
 
     monkeypatch.setattr(cpu_parts, "get_host_cpu_features", refuse)
     assert not cpu_parts.has_wide_vectors()
+
+
+# What numba is told to compile for, and how many codes are then looked up at once.
+PROCESSORS = [("haswell", "+avx2,+fma", 8), ("generic", "", 0)]
+DECODES = """
+import sys
+import numpy as np
+from kernel_cases import KEY, assert_same_bits, encoded, vector
+from decentral_kernels import Quantizer, backend, cpu_lookup, reference
+
+for bits, levels in ((2, "exponential"), (3, "uniform"), (4, "exponential"), (5, "uniform")):
+    q, x = Quantizer(bits, 2048, "l2", levels), vector("mixed", 9000)
+    _, scales, codes = encoded(reference, x, q)
+    for name, more in (("decode", ()), ("accumulate", (-0.3,))):
+        out, expected = np.full((2, x.size), 0.1, np.float32)
+        getattr(reference, name)(scales, codes, q, expected, *more)
+        getattr(backend, name)(scales, codes, q, out, *more)
+        assert_same_bits(out, expected, f"{q}: {name}")
+assert cpu_lookup.lookup_width(4) == int(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of that kind")
+@pytest.mark.parametrize(("name", "features", "width"), PROCESSORS)
+def test_other_processors_decode_alike(name, features, width, tmp_path):
+    here = Path(__file__).parent
+    told = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    told |= {"NUMBA_CACHE_DIR": str(tmp_path)}
+    told |= {"PYTHONPATH": os.pathsep.join([str(here), str(Path(cpu.__file__).parents[1])])}
+    words = [sys.executable, "-c", DECODES, str(width)]
+    done = subprocess.run(words, env=os.environ | told, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not cpu_parts.has_wide_vectors(), reason="needs a processor that has them")
