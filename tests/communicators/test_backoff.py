@@ -60,11 +60,11 @@ def test_a_pause_is_a_part_of_what_a_wait_has_taken_and_not_above_the_most(clock
 def test_without_hurry_it_looks_a_few_times_in_what_a_wait_usually_takes(clock):
     backoff = Backoff()
     counts = [wait(backoff, clock, 50e-3, hurry=False) for _ in range(20)]
-    assert counts[0] > 30  # nothing is known
+    assert counts[0] > 15  # nothing is known
     assert all(7 <= count <= 9 for count in counts[10:])
     for _ in range(20):  # a faster network
-        counts.append(wait(backoff, clock, 2e-3, hurry=False))
-    assert counts[-1] in (4, 5) and clock.pauses[-1] == pytest.approx(500e-6)
+        counts.append(wait(backoff, clock, 8e-3, hurry=False))
+    assert counts[-1] in (4, 5) and clock.pauses[-1] == pytest.approx(2e-3)
 
 
 def test_in_a_hurry_what_waits_usually_take_does_not_count(clock):
@@ -78,8 +78,8 @@ def test_in_a_hurry_what_waits_usually_take_does_not_count(clock):
 def test_time_without_anything_to_wait_for_does_not_count(clock):
     backoff = Backoff()
     for _ in range(20):
-        wait(backoff, clock, 8e-3, hurry=False)
+        wait(backoff, clock, 32e-3, hurry=False)
         clock.now += 100.0  # no messages are under way
         backoff.reset()
     backoff.pause(False, clock.sleep)
-    assert clock.pauses[-1] == pytest.approx(1e-3, rel=0.1)
+    assert clock.pauses[-1] == pytest.approx(4e-3, rel=0.1)
