@@ -1,4 +1,4 @@
-"""Kernels use vectors of 512 bits on processors where those pay, and say so to LLVM."""
+"""Kernels use what a processor has: vectors of 512 bits where those pay, and looked up values."""
 
 import os
 import platform
@@ -73,7 +73,7 @@ PROCESSORS = [("haswell", "+avx2,+fma", 8), ("generic", "", 0)]
 DECODES = """
 import sys
 import numpy as np
-from kernel_cases import KEY, assert_same_bits, encoded, vector
+from kernel_cases import assert_same_bits, encoded, vector
 from decentral_kernels import Quantizer, backend, cpu_lookup, reference
 
 for bits, levels in ((2, "exponential"), (3, "uniform"), (4, "exponential"), (5, "uniform")):
