@@ -246,7 +246,9 @@ def complaint(
     b, error = min(found, key=lambda pair: pair[1].index < 0)  # its own mistake, if there is
     mine = located(error, comm.rank, step, b, buckets)
     everyone = comm.all_gather_object(mine)
-    return next((e for e in everyone if e.index >= 0), mine)
+    error = next((e for e in everyone if e.index >= 0), mine)
+    error.on_all_ranks = True  # so that rank 0 says it, and no other
+    return error
 
 
 def located(

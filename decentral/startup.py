@@ -26,6 +26,8 @@ _CHUNK = 1 << 26  # bytes of parameters that are broadcast together
 class MismatchError(ValueError):
     """Ranks were started with different models or options."""
 
+    on_all_ranks = True  # all compare the same lists
+
 
 def check_kinds(optimizer: Any, model: Any, algorithm: Any, timeout: float | None) -> None:
     """Raise TypeError, or ValueError, for what DistributedOptimizer was given by mistake."""

@@ -285,6 +285,7 @@ def main() -> None:
             f"{lost}; --resume from the last checkpoint, or let survivors go on: --on-failure "
             "continue, with Open MPI as `mpirun --with-ft ulfm`",
             status=1,
+            on_all_ranks=False,
         )
     if training.comm.rank == 0:
         report.print_table(results)

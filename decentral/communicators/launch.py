@@ -20,6 +20,8 @@ _LAUNCHERS = (
 )
 # When all ranks meet the same error, rank 0 says it and ends the others before they repeat it.
 _OTHERS_WAIT_S = 2.0
+# They wait so much longer where rank 0 is known to meet it: busy cores, cold imports make it late.
+_FOR_RANK_0_S = 20.0
 # An abort kills the launcher's own processes too, and with them what they have not yet passed on.
 _FORWARD_S = 0.5
 
@@ -39,10 +41,10 @@ class _Job:
     rank: int
     abort: Callable[[int], object]
 
-    def say_and_abort(self, say: Callable[[], object], status: int) -> None:
+    def say_and_abort(self, say: Callable[[], object], status: int, on_all_ranks: bool) -> None:
         sys.stdout.flush()
         if self.rank != 0:
-            time.sleep(_OTHERS_WAIT_S)
+            time.sleep(_FOR_RANK_0_S if on_all_ranks else _OTHERS_WAIT_S)
         say()
         sys.stderr.flush()
         time.sleep(_FORWARD_S)
@@ -76,17 +78,18 @@ def check_launcher(library: str, world_size: int | None) -> None:
     )
 
 
-def end_job(message: str, status: int = 2) -> NoReturn:
+def end_job(message: str, status: int = 2, *, on_all_ranks: bool = True) -> NoReturn:
     """End all ranks with one message on stderr and a non-zero exit status.
 
-    For mistakes of the user, which need no traceback; rank 0 says what all ranks meet.
+    For mistakes of the user, which need no traceback; rank 0 says what all ranks meet, and is given
+    20 s for it. With on_all_ranks=False, where rank 0 may not be there, 2 s.
     """
     job = _job
     if job is None:
         processes, rank = launched()
         job = _Job(rank, _begin_world() if processes > 1 else sys.exit)
     text = f"{os.path.basename(sys.argv[0])}: error: {message}\n"
-    job.say_and_abort(lambda: sys.stderr.write(text), status)
+    job.say_and_abort(lambda: sys.stderr.write(text), status, on_all_ranks)
     sys.exit(status)
 
 
@@ -103,7 +106,8 @@ def _begin_world() -> Callable[[int], object]:
 def end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) -> None:
     """From now on let an exception that nobody catches end all ranks: abort(1) after its traceback.
 
-    Without it the other ranks would wait for the dead one for ever.
+    Without it the other ranks would wait for the dead one for ever. An exception whose
+    `on_all_ranks` is true is said by rank 0, as end_job() does it.
     """
     global _job
     previous = sys.excepthook if _job is None else sys.__excepthook__
@@ -114,6 +118,6 @@ def end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) -
             previous(kind, value, trace)
             sys.stderr.write(f"decentral: rank {rank} of {size} ended the job, see above\n")
 
-        job.say_and_abort(say, 1)
+        job.say_and_abort(say, 1, getattr(value, "on_all_ranks", False))
 
     sys.excepthook = hook

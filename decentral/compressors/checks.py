@@ -16,6 +16,8 @@ from ..payload import as_array, as_tensor, kept_array
 class NotFiniteError(ValueError):
     """A vector cannot be encoded, because coordinate `index` is NaN or inf, or too large."""
 
+    on_all_ranks = False  # see communicators.end_job()
+
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index

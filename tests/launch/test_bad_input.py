@@ -48,7 +48,7 @@ def test_flags(mistake):
 
 
 SCRIPT = """
-import sys, torch, decentral
+import sys, time, torch, decentral
 from mpi4py import MPI
 rank = MPI.COMM_WORLD.rank
 torch.manual_seed(0)
@@ -59,6 +59,9 @@ opt = decentral.DistributedOptimizer(
     model,
     decentral.algorithms.from_name({algorithm!r}, compressor={compressor}),
 )
+say = sys.excepthook
+if rank == 0:  # busy, when it is to say what is wrong
+    sys.excepthook = lambda *error: (time.sleep({late_s}), say(*error))
 for step in range(1, 6):
     opt.zero_grad()
     if rank == 1 and step == 3:
@@ -76,6 +79,7 @@ def run_script(
     fault="pass",
     before_backward="pass",
     different_models=False,
+    late_s=0,
     algorithm="ecd-psgd",
     codec="nuqsgd",
     timeout=LIMIT_S,
@@ -87,6 +91,7 @@ def run_script(
             fault=fault,
             before_backward=before_backward,
             different_models=different_models,
+            late_s=late_s,
             algorithm=algorithm,
             compressor=compressor,
         )
@@ -118,7 +123,7 @@ def test_with_gossip_the_rank_of_a_nan_says_step_and_parameter(tmp_path, algorit
 @pytest.mark.parametrize("codec", ("qsgdinf", "none"))
 def test_averaging_all_ranks_know_whose_nan_it_was_and_rank_0_says_so(tmp_path, codec):
     hook = "model[1].weight.register_hook(lambda g: g * float('nan'))"
-    job = run_script(tmp_path, before_backward=hook, algorithm="allreduce", codec=codec)
+    job = run_script(tmp_path, before_backward=hook, algorithm="allreduce", codec=codec, late_s=3)
     assert_names_rank_step_and_parameter(job, who=0)
 
 
