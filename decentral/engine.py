@@ -8,7 +8,6 @@ have in common: collective operations belong before a task's first yield of what
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import threading
 import time
@@ -16,7 +15,8 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
-from .communicators.base import Backoff, Communicator, Pending, messages_of
+from .communicators.base import Backoff, Communicator, Pending, Rest, messages_of, sleeping
+from .communicators.bell import Bell
 
 Steps = Generator[Pending, None, Any]
 _IDLE_S = 5.0  # a thread without work ends, and the next task starts another
@@ -53,24 +53,6 @@ class Task:
             self.pending, self.result = None, stop.value
             self.begun = self.done = moved = True
         return moved
-
-
-class Bell:
-    """Wakes one thread: an Event whose calls are a lock's, which take next to no Python."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self.sleep: Callable[[float], object] = functools.partial(self._lock.acquire, True)
-
-    def ring(self) -> None:
-        """End a sleep, or the next one at once."""
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._lock.release()
-
-    def hush(self) -> None:
-        """Forget that it rang."""
-        self._lock.acquire(False)
 
 
 class Engine:
@@ -194,7 +176,7 @@ class Engine:
                     backoff.reset()
                 else:
                     look(self._missing)
-                    backoff.pause()
+                    backoff.pause(True, self._rest())
 
     def _run(self) -> None:
         backoff = Backoff(self._comm.spins)  # which are worth a core only while the caller waits
@@ -205,13 +187,19 @@ class Engine:
                 continue
             if self._tasks:
                 self._look()
-                backoff.pause(bool(self._reached), self._bell.sleep)
+                backoff.pause(bool(self._reached), self._rest())
                 continue
             self._bell.sleep(_IDLE_S)
             with self._changed:
                 if not self._tasks:
                     self._thread = None
                     return
+
+    def _rest(self) -> Rest:
+        """Return how to pause: as what all tasks wait for can, if that is of one kind."""
+        kinds = {getattr(task.pending, "rest", None) for task in list(self._tasks)}
+        rest = kinds.pop() if len(kinds) == 1 else None
+        return sleeping(self._bell.sleep) if rest is None else functools.partial(rest, self._bell)
 
     def _look(self) -> None:
         """Answer who calls the roll; MPI may tell of a rank's death in return."""

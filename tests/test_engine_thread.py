@@ -69,6 +69,39 @@ def test_an_engine_that_is_gone_has_nothing_to_end():
     decentral.engine._end(reference)
 
 
+class Rests(Message):
+    """One whose kind of rest lasts until the bell rings."""
+
+    resting = threading.Event()
+
+    @classmethod
+    def rest(cls, bell, pauses):
+        cls.resting.set()
+        assert bell.sleep(SOON)
+
+
+def test_a_task_that_is_new_and_who_begins_to_wait_end_a_rest():
+    engine = make()
+    Rests.resting.clear()
+    first, second = Rests(), arrived()
+    engine.submit(waits_for(first), "a task")
+    assert Rests.resting.wait(SOON)
+    first.arrive()
+    engine.wait(engine.submit(waits_for(second), "another"))
+    engine.drain()
+
+
+def test_where_tasks_wait_for_different_things_nobody_rests_for_one_of_them():
+    engine, one, other = make(), Rests(), Message()
+    task = engine.submit(waits_for(other), "no rest")
+    Rests.resting.clear()
+    engine.submit(waits_for(one), "a rest")
+    other.arrive()
+    engine.wait(task)
+    one.arrive()
+    engine.drain()
+
+
 def test_a_bell_that_rang_ends_the_next_sleep_once():
     bell = decentral.engine.Bell()
     bell.ring()

@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ _USUAL_PART, _USUAL_OVER = 1 / 8, 4
 class Pending(Protocol):
     """An operation under way; the buffers it was given belong to it until it is complete.
 
-    `missing`, where it has one, are the ranks whose messages have not come.
+    `missing`, where it has one, are the ranks whose messages have not come. `rest(bell, pauses)`,
+    where it has one, pauses until something may have moved of what its poll() makes progress with.
     """
 
     @property
@@ -61,6 +62,27 @@ class Maximum:
         """Return at once: where ranks wait for each other it is complete from the start."""
 
 
+class Pauses(NamedTuple):
+    """How long to pause before each look: a `part` of the wait, which began at `since`; seconds."""
+
+    since: float
+    least: float
+    part: float
+    most: float = PAUSE_MAX_S
+
+    def next(self) -> float:
+        """Return how long the pause is that begins now."""
+        return min(max(self.least, (time.perf_counter() - self.since) * self.part), self.most)
+
+
+Rest = Callable[[Pauses], object]
+
+
+def sleeping(sleep: Callable[[float], object]) -> Rest:
+    """Return what pauses once, by a sleep."""
+    return lambda pauses: sleep(pauses.next())
+
+
 class Backoff:
     """Pauses between two tests of what is under way: ever longer ones, after `spins` of none.
 
@@ -79,11 +101,11 @@ class Backoff:
             self._usual_s += (now - self._since - self._usual_s) / _USUAL_OVER
         self._left, self._since, self._paused = self._spins, now, False
 
-    def pause(self, hurry: bool = True, sleep: Callable[[float], object] | None = None) -> None:
+    def pause(self, hurry: bool = True, rest: Rest | None = None) -> None:
         """Give the core away for a while, unless some spins are left.
 
-        Without hurry for longer, by what waits have usually taken. `sleep(seconds)` takes the place
-        of time's.
+        Without hurry for longer, by what waits have usually taken. `rest` takes the place of
+        time's sleep, and may be more than one pause.
         """
         if hurry and self._left > 0:
             self._left -= 1
@@ -93,8 +115,8 @@ class Backoff:
         if not hurry:
             least = max(_PAUSE_NO_HURRY_S, self._usual_s * _USUAL_PART)
             part = _PAUSE_PART_NO_HURRY
-        pause = min(max(least, (time.perf_counter() - self._since) * part), PAUSE_MAX_S)
-        (time.sleep if sleep is None else sleep)(pause)
+        pauses = Pauses(self._since, least, part)
+        time.sleep(pauses.next()) if rest is None else rest(pauses)
 
 
 class Traffic:

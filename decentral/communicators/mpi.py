@@ -7,10 +7,8 @@ import functools
 import os
 import pickle
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from .chain import Chain, chain_segments
 from .collectives import Collectives, Direct, Own, survives
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
-from .requests import Deferred, Operation, Requests
+from .requests import Deferred, Operation, Requests, napping
 from .ring import TAGS, RingSum, num_segments
 from .ulfm import Guarded, leave, shrunk
 from .watch import MessageRoll, Watch
@@ -102,16 +100,9 @@ class MPICommunicator(Communicator):
         if self.size > 1:
             atexit.register(self._finish)
 
-    @contextmanager
-    def _bounded(self, what: str) -> Iterator[None]:
+    def _bounded(self, what: str) -> AbstractContextManager[None]:
         """End the job if what is inside, which waits within MPI, takes too long."""
-        timer = threading.Timer(self.watch.timeout, self._too_late, [what])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return self.watch.bounded(lambda: self._too_late(what))
 
     def _too_late(self, what: str) -> None:
         from mpi4py import MPI
@@ -160,6 +151,18 @@ class MPICommunicator(Communicator):
         """See Communicator.ask_for_device_direct; one rank of every host tries."""
         mine = cuda_aware(arrives) if self.local_rank == 0 else True
         self.device_direct = all(self.all_gather_object(mine))
+
+    def first_on_each_host(self, action: Callable[[], None]) -> None:
+        """See Communicator.first_on_each_host; what is compiled here is compiled so, too."""
+        super().first_on_each_host(action)
+        super().first_on_each_host(self._learn_to_nap)
+
+    def _learn_to_nap(self) -> None:
+        """From now on let waits sleep in a compiled call, where MPI need not tell of a death."""
+        from mpi4py import MPI
+
+        for part in self._family:
+            part._requests.nap = None if self.survives else napping(MPI.__file__, MPI._handleof)
 
     def _collectives(self) -> Collectives:
         from mpi4py import MPI
@@ -288,11 +291,7 @@ class MPICommunicator(Communicator):
 
     def _finish(self) -> None:
         """Complete what is under way before MPI finalizes, which may hang on it otherwise."""
-        deadline = time.monotonic() + _EXIT_WAIT_S
-        while len(self._requests) and time.monotonic() < deadline:
-            if not self._requests.poll():
-                time.sleep(1e-3)
-        if len(self._requests):
+        if not self._requests.finish(_EXIT_WAIT_S):
             sys.stderr.write(
                 f"decentral: rank {self.rank}: messages to or from other ranks were still under "
                 "way when the script had ended; is one far behind, or did it do fewer steps?\n"

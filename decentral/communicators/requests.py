@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from .base import PAUSE_MAX_S, Backoff, messages_of
+import numpy as np
+
+from decentral_kernels import naps
+
+from .base import PAUSE_MAX_S, Backoff, Pauses, messages_of
+from .bell import Bell, Claim
 from .watch import Watch
 
 # A call moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time. That of
@@ -19,7 +23,26 @@ from .watch import Watch
 _PER_STEP_S, _PER_STEP_NBYTES, _AGREEING = 500e-6, 1 << 16, 2
 _MOST_STEPS = round(PAUSE_MAX_S / _PER_STEP_S)
 _ANY_NBYTES = _MOST_STEPS * _PER_STEP_NBYTES  # of a request, where it is not known
+_NAP_S = 0.25  # then who waits looks whether it does so for too long
 Landed = Callable[[Any], object]  # is given the status of the request
+Nap = Callable[[list[Any], int, tuple[float, ...], int], object]
+
+
+@functools.cache
+def napping(library: str, handle_of: Callable[[Any], int]) -> Nap | None:
+    """Return what sleeps until one of so many requests is complete, MPI going on, if it can.
+
+    `library` has MPI's functions; see decentral_kernels.naps for the other arguments.
+    """
+    nap = naps.napper(naps.address_in(library, "MPI_Request_get_status"))
+    if nap is None:
+        return None
+
+    def sleep(requests: list[Any], bell: int, seconds: tuple[float, ...], calls: int) -> int:
+        handles = np.array([handle_of(request) for request in requests], np.uint64)
+        return nap(handles.view(np.int64), bell, seconds, calls)
+
+    return sleep
 
 
 class Requests:
@@ -45,7 +68,9 @@ class Requests:
         self._nbytes: list[int] = []
         self._statuses: list[Any] = []  # mpi4py makes as many as it needs
         self._waiting: list[tuple[Callable[[], bool], Callable[[], object]]] = []
-        self.lock = threading.RLock()  # held while landed() runs, which may add
+        self.lock = Claim()  # held while landed() runs, which may add
+        self._bell = Bell()  # of who waits here
+        self.nap: Nap | None = None
 
     def add(self, request: Any, landed: Landed, nbytes: int = _ANY_NBYTES) -> None:
         """Call landed(status) when the request, of at most so many bytes, is complete."""
@@ -95,17 +120,21 @@ class Requests:
     def _test(self) -> list[int] | None:
         """Return which requests are complete; let MPI go on the longer, the longer nobody has."""
         before, self._tested_at = self._tested_at, time.perf_counter()
-        steps = min(_MOST_STEPS, int((self._tested_at - before) / _PER_STEP_S))
+        steps = int((self._tested_at - before) / _PER_STEP_S)
         try:
             if steps:
-                parts = sum(self._nbytes) // _PER_STEP_NBYTES
-                there = self._go_on(min(steps, parts + _AGREEING) if parts else 0)
+                there = self._go_on(min(steps, self._most_calls()))
                 if there is False and len(self._requests) == 1 and not self._survives:
                     return None
             return self._requests[0].Testsome(self._requests, self._statuses)
         except Exception as error:
             dead = self._translate(error)
             raise (self._named(error) if dead is error else dead) from error
+
+    def _most_calls(self) -> int:
+        """Return how many calls of MPI's are of use, after however long a pause."""
+        parts = sum(self._nbytes) // _PER_STEP_NBYTES
+        return min(_MOST_STEPS, parts + _AGREEING) if parts else 0
 
     def _go_on(self, calls: int) -> bool | None:
         """Return whether the first request is complete; None if that is not known."""
@@ -145,20 +174,37 @@ class Requests:
             WaitTimeoutError: what is `missing` did not come.
             RankLostError: a rank has died.
         """
-        backoff = Backoff(self.spins)
+        backoff, rest = Backoff(self.spins), functools.partial(self.rest, self._bell)
         with self._watch.waiting() as look:
             while not done():
                 if self.poll():
                     backoff.reset()
                 else:
                     look(lambda: f"{self.whose}, {missing()}")
-                    backoff.pause()
+                    backoff.pause(True, rest)
+
+    def rest(self, bell: Bell, pauses: Pauses) -> None:
+        """Pause until a request is complete or the bell rings, or once, where there is no nap."""
+        with self.lock.asleep(bell) as undisturbed:
+            if undisturbed and self.nap is not None and self._requests and not self._waiting:
+                self.nap(self._requests, bell.fd, (*pauses, _NAP_S), self._most_calls())
+                self._tested_at = time.perf_counter()
+                return
+        bell.sleep(pauses.next())
 
     def abandon(self) -> None:
         """Test these requests no more; MPI may still know their buffers, which stay alive."""
         with self.lock:
             self._abandoned = (self._requests, self._landed, self._waiting)
             self._requests, self._landed, self._nbytes, self._waiting = [], [], [], []
+
+    def finish(self, seconds: float) -> bool:
+        """Poll until nothing is under way, but no longer than that; return whether it is so."""
+        deadline = time.monotonic() + seconds
+        while len(self) and time.monotonic() < deadline:
+            if not self.poll():
+                time.sleep(1e-3)
+        return len(self) == 0
 
     def __len__(self) -> int:
         return len(self._requests) + len(self._waiting)
@@ -187,7 +233,8 @@ class Operation:
         later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None, int]] = (),
         nbytes: int = _ANY_NBYTES,
     ) -> None:
-        self.poll, self._wait_for, self._held, self._then = owner.poll, owner.wait_for, held, then
+        self.poll, self.rest, self._wait_for = owner.poll, owner.rest, owner.wait_for
+        self._held, self._then = held, then
         self.missing = missing
         begun, deferred = list(requests), list(later)
         self._left = len(begun) + len(deferred)
@@ -228,7 +275,8 @@ class Deferred:
     def __init__(
         self, owner: Requests, ready: Callable[[], bool], begin: Callable[[], Any]
     ) -> None:
-        self.poll, self._wait_for, self._begin = owner.poll, owner.wait_for, begin
+        self.poll, self.rest, self._wait_for = owner.poll, owner.rest, owner.wait_for
+        self._begin = begin
         self._operation: Any = None
         owner.when(ready, self._start)
 

@@ -78,6 +78,17 @@ class Watch:
             with self._lock:
                 self._waits -= 1
 
+    @contextmanager
+    def bounded(self, too_late: Callable[[], object]) -> Iterator[None]:
+        """Call too_late(), in another thread, if what is inside takes longer than the timeout."""
+        timer = threading.Timer(self.timeout, too_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def look(self) -> None:
         """Answer who calls the roll, if it is time to look after that."""
         now = time.monotonic()

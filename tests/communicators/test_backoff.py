@@ -31,7 +31,7 @@ def wait(backoff, clock, seconds, hurry):
     """Pause until so much time has passed, and return how often that was."""
     before, end = len(clock.pauses), clock.now + seconds
     while clock.now < end:
-        backoff.pause(hurry, clock.sleep)
+        backoff.pause(hurry, base.sleeping(clock.sleep))
     backoff.reset()
     return len(clock.pauses) - before
 
@@ -81,5 +81,5 @@ def test_time_without_anything_to_wait_for_does_not_count(clock):
         wait(backoff, clock, 32e-3, hurry=False)
         clock.now += 100.0  # no messages are under way
         backoff.reset()
-    backoff.pause(False, clock.sleep)
+    backoff.pause(False, base.sleeping(clock.sleep))
     assert clock.pauses[-1] == pytest.approx(4e-3, rel=0.1)

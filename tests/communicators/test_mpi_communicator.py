@@ -62,6 +62,26 @@ def test_a_large_broadcast_crosses_every_link_of_a_chain_once(comm):
 
 
 @pytest.mark.mpi
+def test_who_waits_naps_once_that_is_compiled_but_not_where_deaths_are_told_of(comm):
+    import time
+
+    comm.first_on_each_host(lambda: None)
+    naps, requests = [], comm._requests
+    nap = requests.nap
+    if comm.survives:
+        assert nap is None
+        return
+    requests.nap = lambda *arguments: naps.append(nap(*arguments))
+    comm.barrier()
+    naps.clear()
+    if comm.rank == 0:
+        time.sleep(0.5)
+    comm.barrier()
+    requests.nap = nap
+    assert comm.rank == 0 or naps
+
+
+@pytest.mark.mpi
 def test_waiting_gives_the_core_away(comm):
     """A rank that waits half a second for another must not have computed all the while."""
     import time

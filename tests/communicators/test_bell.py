@@ -1,0 +1,103 @@
+"""Who sleeps with a lock gives it up as soon as somebody wants it."""
+
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from decentral.communicators.base import Pauses
+from decentral.communicators.bell import Bell, Claim
+from decentral.communicators.requests import Requests
+
+SOON = 60.0
+
+
+def test_a_bell_can_be_read_once_it_has_rung_until_it_is_hushed():
+    bell = Bell()
+    for _ in range(2):
+        bell.ring()
+        bell.ring()
+        assert os.eventfd_read(bell.fd) == 2  # as who sleeps outside of Python does
+        bell.hush()
+        bell.ring()
+        bell.hush()
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(bell.fd)
+
+
+def test_a_bell_that_is_gone_leaves_no_file_open():
+    bell = Bell()
+    fd = bell.fd
+    os.fstat(fd)
+    del bell
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_claim_is_taken_again_by_who_has_it():
+    claim = Claim()
+    with claim, claim, claim.asleep(Bell()) as undisturbed:
+        assert undisturbed
+
+
+def test_who_wants_it_ends_a_sleep_and_comes_first():
+    claim, bell, order, asleep = Claim(), Bell(), [], threading.Event()
+
+    def want():
+        assert asleep.wait(SOON)
+        with claim:
+            order.append("wanted")
+
+    thread = threading.Thread(target=want)
+    thread.start()
+    with claim.asleep(bell) as undisturbed:
+        assert undisturbed
+        asleep.set()
+        assert bell.sleep(SOON)  # rung by who wants it
+        order.append("woken")
+        with claim.asleep(bell) as undisturbed:
+            assert not undisturbed  # nobody sleeps while another waits
+    thread.join(SOON)
+    assert order == ["woken", "wanted"]
+    with claim.asleep(bell) as undisturbed:
+        assert undisturbed
+
+
+class Nap:
+    """Sleeps until the bell rings, and remembers what it was given."""
+
+    def __init__(self):
+        self.calls, self.begun = [], threading.Event()
+
+    def __call__(self, *arguments):
+        self.calls.append(arguments)
+        self.begun.set()
+
+
+def request():
+    return SimpleNamespace(Testsome=lambda requests, statuses: None, Get_status=lambda: False)
+
+
+PAUSES = Pauses(0.0, 1e-4, 0.0, 1e-3)
+
+
+def test_a_rest_is_a_nap_with_all_requests_where_there_is_one():
+    requests, bell = Requests(), Bell()
+    requests.nap = nap = Nap()
+    one, other = request(), request()
+    requests.add(one, print, nbytes=5 << 16)
+    requests.add(other, print, nbytes=0)
+    requests.rest(bell, PAUSES)
+    ((handled, fd, seconds, calls),) = nap.calls
+    assert handled == [one, other] and fd == bell.fd and seconds[:4] == PAUSES and calls == 7
+
+
+def test_what_is_to_begin_needs_python_so_a_rest_is_one_pause():
+    requests, bell = Requests(), Bell()
+    requests.nap = nap = Nap()
+    requests.rest(bell, PAUSES)  # nothing is under way
+    requests.add(request(), print)
+    requests.when(lambda: False, print)
+    requests.rest(bell, PAUSES)
+    assert nap.calls == []
