@@ -19,7 +19,9 @@ class Bell:
         self._lock = threading.Lock()
         self._lock.acquire()
         self.sleep: Callable[[float], object] = functools.partial(self._lock.acquire, True)
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
+        self.fd = -1
+        with contextlib.suppress(AttributeError, OSError):  # not Linux; too many files are open
+            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def ring(self) -> None:
         """End a sleep, or the next one at once."""
@@ -37,6 +39,16 @@ class Bell:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+_here = threading.local()
+
+
+def own_bell() -> Bell:
+    """Return the bell of the calling thread, for its waits outside of an engine."""
+    if not hasattr(_here, "bell"):
+        _here.bell = Bell()
+    return _here.bell
 
 
 class Claim:

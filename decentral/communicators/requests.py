@@ -12,7 +12,7 @@ import numpy as np
 from decentral_kernels import naps
 
 from .base import PAUSE_MAX_S, Backoff, Pauses, messages_of
-from .bell import Bell, Claim
+from .bell import Bell, Claim, own_bell
 from .watch import Watch
 
 # A call moves a part of what has come over TCP, 64 KB with UCX: 1 Gbit/s in such a time. That of
@@ -69,7 +69,6 @@ class Requests:
         self._statuses: list[Any] = []  # mpi4py makes as many as it needs
         self._waiting: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self.lock = Claim()  # held while landed() runs, which may add
-        self._bell = Bell()  # of who waits here
         self.nap: Nap | None = None
 
     def add(self, request: Any, landed: Landed, nbytes: int = _ANY_NBYTES) -> None:
@@ -174,7 +173,7 @@ class Requests:
             WaitTimeoutError: what is `missing` did not come.
             RankLostError: a rank has died.
         """
-        backoff, rest = Backoff(self.spins), functools.partial(self.rest, self._bell)
+        backoff, rest = Backoff(self.spins), functools.partial(self.rest, own_bell())
         with self._watch.waiting() as look:
             while not done():
                 if self.poll():
@@ -186,8 +185,9 @@ class Requests:
     def rest(self, bell: Bell, pauses: Pauses) -> None:
         """Pause until a request is complete or the bell rings, or once, where there is no nap."""
         with self.lock.asleep(bell) as undisturbed:
-            if undisturbed and self.nap is not None and self._requests and not self._waiting:
-                self.nap(self._requests, bell.fd, (*pauses, _NAP_S), self._most_calls())
+            nap = self.nap if bell.fd >= 0 else None  # which nobody could end
+            if undisturbed and nap is not None and self._requests and not self._waiting:
+                nap(self._requests, bell.fd, (*pauses, _NAP_S), self._most_calls())
                 self._tested_at = time.perf_counter()
                 return
         bell.sleep(pauses.next())

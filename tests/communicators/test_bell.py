@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from decentral.communicators.base import Pauses
-from decentral.communicators.bell import Bell, Claim
+from decentral.communicators.bell import Bell, Claim, own_bell
 from decentral.communicators.requests import Requests
 
 SOON = 60.0
@@ -33,6 +33,25 @@ def test_a_bell_that_is_gone_leaves_no_file_open():
     del bell
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_where_no_more_files_may_be_open_a_bell_rings_all_the_same(monkeypatch):
+    def full(*_):
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(os, "eventfd", full)
+    bell = Bell()
+    bell.ring()
+    assert bell.fd == -1 and bell.sleep(SOON)
+    bell.hush()
+
+
+def test_each_thread_has_a_bell_of_its_own():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(own_bell()))
+    thread.start()
+    thread.join()
+    assert own_bell() is own_bell() is not found[0]
 
 
 def test_a_claim_is_taken_again_by_who_has_it():
@@ -93,11 +112,12 @@ def test_a_rest_is_a_nap_with_all_requests_where_there_is_one():
     assert handled == [one, other] and fd == bell.fd and seconds[:4] == PAUSES and calls == 7
 
 
-def test_what_is_to_begin_needs_python_so_a_rest_is_one_pause():
+def test_where_a_nap_would_miss_something_a_rest_is_one_pause():
     requests, bell = Requests(), Bell()
     requests.nap = nap = Nap()
     requests.rest(bell, PAUSES)  # nothing is under way
     requests.add(request(), print)
+    requests.rest(SimpleNamespace(fd=-1, ring=print, sleep=print), PAUSES)  # no end to it
     requests.when(lambda: False, print)
     requests.rest(bell, PAUSES)
     assert nap.calls == []
