@@ -8,7 +8,6 @@ have in common: collective operations belong before a task's first yield of what
 from __future__ import annotations
 
 import atexit
-import functools
 import threading
 import time
 import weakref
@@ -196,10 +195,12 @@ class Engine:
                     return
 
     def _rest(self) -> Rest:
-        """Return how to pause: as what all tasks wait for can, if that is of one kind."""
-        kinds = {getattr(task.pending, "rest", None) for task in list(self._tasks)}
-        rest = kinds.pop() if len(kinds) == 1 else None
-        return sleeping(self._bell.sleep) if rest is None else functools.partial(rest, self._bell)
+        """Return how to pause: as the owners of what tasks wait for can, if all have one."""
+        owners: set[Any] = {getattr(t.pending, "owner", None) for t in list(self._tasks)}
+        if not owners or None in owners:
+            return sleeping(self._bell.sleep)
+        first = owners.pop()
+        return lambda pauses: first.rest(self._bell, pauses, owners)
 
     def _look(self) -> None:
         """Answer who calls the roll; MPI may tell of a rank's death in return."""

@@ -1,6 +1,7 @@
 """The engine's thread: it ends when idle, and with the script."""
 
 import threading
+import time
 import weakref
 
 import pytest
@@ -69,36 +70,55 @@ def test_an_engine_that_is_gone_has_nothing_to_end():
     decentral.engine._end(reference)
 
 
-class Rests(Message):
-    """One whose kind of rest lasts until the bell rings."""
+class Owner:
+    """Rests until the bell rings, and remembers who did so together."""
 
-    resting = threading.Event()
+    def __init__(self):
+        self.begun, self.together = threading.Event(), set()
 
-    @classmethod
-    def rest(cls, bell, pauses):
-        cls.resting.set()
+    def rest(self, bell, pauses, others):
+        self.together = {self, *others}
+        self.begun.set()
         assert bell.sleep(SOON)
 
 
-def test_a_task_that_is_new_and_who_begins_to_wait_end_a_rest():
-    engine = make()
-    Rests.resting.clear()
-    first, second = Rests(), arrived()
-    engine.submit(waits_for(first), "a task")
-    assert Rests.resting.wait(SOON)
-    first.arrive()
-    engine.wait(engine.submit(waits_for(second), "another"))
+class Owned(Message):
+    def __init__(self, owner):
+        super().__init__()
+        self.owner = owner
+
+
+def test_a_new_task_and_who_begins_to_wait_end_a_rest():
+    engine, owner = make(), Owner()
+    message = Owned(owner)
+    engine.submit(waits_for(message), "a task")
+    assert owner.begun.wait(SOON)
+    message.arrive()
+    engine.wait(engine.submit(waits_for(arrived()), "another"))
     engine.drain()
 
 
-def test_where_tasks_wait_for_different_things_nobody_rests_for_one_of_them():
-    engine, one, other = make(), Rests(), Message()
-    task = engine.submit(waits_for(other), "no rest")
-    Rests.resting.clear()
-    engine.submit(waits_for(one), "a rest")
-    other.arrive()
+def test_owners_of_what_tasks_wait_for_rest_together():
+    engine, one, other = make(), Owner(), Owner()
+    messages = [Owned(one), Owned(one), Owned(other)]
+    for message in messages:
+        engine.submit(waits_for(message), "a task")
+    engine._bell.ring()
+    while max(len(one.together), len(other.together)) < 2:
+        time.sleep(1e-3)
+    for message in messages:
+        message.arrive()
+    engine.drain()
+
+
+def test_nobody_rests_where_a_task_waits_for_what_has_no_owner():
+    engine, owner, plain = make(), Owner(), Message()
+    task = engine.submit(waits_for(plain), "no rest")
+    message = Owned(owner)
+    engine.submit(waits_for(message), "a rest")
+    plain.arrive()
     engine.wait(task)
-    one.arrive()
+    message.arrive()
     engine.drain()
 
 

@@ -28,8 +28,8 @@ _USUAL_PART, _USUAL_OVER = 1 / 8, 4
 class Pending(Protocol):
     """An operation under way; the buffers it was given belong to it until it is complete.
 
-    `missing`, where it has one, are the ranks whose messages have not come. `rest(bell, pauses)`,
-    where it has one, pauses until something may have moved of what its poll() makes progress with.
+    `missing`, where it has one, are the ranks whose messages have not come. `owner`,
+    where it has one, is whose rest(bell, pauses, others) pauses until something may have moved.
     """
 
     @property

@@ -74,10 +74,13 @@ class Claim:
 
     @contextlib.contextmanager
     def asleep(self, bell: Bell) -> Iterator[bool]:
-        """Hold it in a sleep that the bell ends; False if others want it, who come first."""
-        with self:
-            self._bell = bell  # and only then look: either we see who comes, or he sees the bell
-            try:
-                yield not self._wanted_by
-            finally:
-                self._bell = None
+        """Hold it in a sleep that the bell ends; False where others, who come first, want it."""
+        if not self._lock.acquire(False):
+            yield False
+            return
+        self._bell = bell  # and only then look: either we see who comes, or he sees the bell
+        try:
+            yield not self._wanted_by
+        finally:
+            self._bell = None
+            self._lock.release()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
-
-import numpy as np
 
 from decentral_kernels import naps
 
@@ -37,12 +36,7 @@ def napping(library: str, handle_of: Callable[[Any], int]) -> Nap | None:
     nap = naps.napper(naps.address_in(library, "MPI_Request_get_status"))
     if nap is None:
         return None
-
-    def sleep(requests: list[Any], bell: int, seconds: tuple[float, ...], calls: int) -> int:
-        handles = np.array([handle_of(request) for request in requests], np.uint64)
-        return nap(handles.view(np.int64), bell, seconds, calls)
-
-    return sleep
+    return lambda requests, *how: nap([handle_of(request) for request in requests], *how)
 
 
 class Requests:
@@ -182,13 +176,21 @@ class Requests:
                     look(lambda: f"{self.whose}, {missing()}")
                     backoff.pause(True, rest)
 
-    def rest(self, bell: Bell, pauses: Pauses) -> None:
-        """Pause until a request is complete or the bell rings, or once, where there is no nap."""
-        with self.lock.asleep(bell) as undisturbed:
-            nap = self.nap if bell.fd >= 0 else None  # which nobody could end
-            if undisturbed and nap is not None and self._requests and not self._waiting:
-                nap(self._requests, bell.fd, (*pauses, _NAP_S), self._most_calls())
-                self._tested_at = time.perf_counter()
+    def rest(self, bell: Bell, pauses: Pauses, others: Collection[Requests] = ()) -> None:
+        """Pause until a request, of others' too, is complete or the bell rings.
+
+        Where there is no nap, or nobody could end it, just once.
+        """
+        everyone = (self, *others)
+        with contextlib.ExitStack() as stack:
+            undisturbed = all([stack.enter_context(r.lock.asleep(bell)) for r in everyone])
+            requests = [request for r in everyone for request in r._requests]
+            nap = self.nap if undisturbed and requests and bell.fd >= 0 else None
+            if nap is not None and not any(r._waiting for r in everyone):
+                calls = max(r._most_calls() for r in everyone)
+                nap(requests, bell.fd, (*pauses, _NAP_S), calls)
+                for r in everyone:
+                    r._tested_at = time.perf_counter()
                 return
         bell.sleep(pauses.next())
 
@@ -233,7 +235,7 @@ class Operation:
         later: Iterable[tuple[Callable[[], bool], Callable[[], Any], Landed | None, int]] = (),
         nbytes: int = _ANY_NBYTES,
     ) -> None:
-        self.poll, self.rest, self._wait_for = owner.poll, owner.rest, owner.wait_for
+        self.poll, self.owner, self._wait_for = owner.poll, owner, owner.wait_for
         self._held, self._then = held, then
         self.missing = missing
         begun, deferred = list(requests), list(later)
@@ -275,7 +277,7 @@ class Deferred:
     def __init__(
         self, owner: Requests, ready: Callable[[], bool], begin: Callable[[], Any]
     ) -> None:
-        self.poll, self.rest, self._wait_for = owner.poll, owner.rest, owner.wait_for
+        self.poll, self.owner, self._wait_for = owner.poll, owner, owner.wait_for
         self._begin = begin
         self._operation: Any = None
         owner.when(ready, self._start)

@@ -36,7 +36,7 @@ class Segments:
     def __init__(self, comm: Any, requests: Requests, landed: Callable[[], None]) -> None:
         self._comm, self._requests, self._landed = comm, requests, landed
         self._under_way, self._sources = 0, tuple[int, ...]()
-        self.poll, self.rest = requests.poll, requests.rest
+        self.poll, self.owner = requests.poll, requests
 
     @property
     def complete(self) -> bool:

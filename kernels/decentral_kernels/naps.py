@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -63,7 +62,7 @@ def _nap(functions, handles, bell, seconds, calls, scratch):
             k = k + 1 if k + 1 < handles.size else 0
 
 
-Nap = Callable[[npt.NDArray[np.int64], int, tuple[float, ...], int], int]
+Nap = Callable[[Sequence[int], int, tuple[float, ...], int], int]
 
 
 def address_in(library: str | None, name: str) -> int | None:
@@ -79,8 +78,8 @@ def napper(get_status: int | None) -> Nap | None:
     """Return nap(handles, bell, seconds, calls), compiled; None where the system cannot.
 
     `get_status` is where MPI_Request_get_status is, which lets MPI go on. nap() sleeps until one of
-    the handles, int64[k], k >= 1, is of a complete request, until the file descriptor `bell` (-1 is
-    none) can be read, which it does, or for long enough, and returns COMPLETE, RUNG or LATE.
+    the handles, of 64 bits at most, is of a complete request, until the file descriptor `bell` (-1
+    is none) can be read, which it does, or for long enough; returns COMPLETE, RUNG or LATE.
     `seconds` are since when, by time.perf_counter(), somebody waits; the shortest sleep; how long
     one is as a part of the wait; the longest, below one second; and how long it may take in all.
     After a sleep every handle is asked about, and up to `calls` times in all if that was long.
@@ -93,10 +92,8 @@ def napper(get_status: int | None) -> Nap | None:
     signature = types.intp(pointers, vector, types.int64, seconds, types.int64, vector)
     compiled, addresses = njit(signature, nogil=True, cache=True)(_nap), tuple(functions)
 
-    def nap(
-        handles: npt.NDArray[np.int64], bell: int, seconds: tuple[float, ...], calls: int
-    ) -> int:
-        scratch = np.empty(_PLACES, np.int64)
-        return int(compiled(addresses, handles, bell, seconds, calls, scratch))
+    def nap(handles: Sequence[int], bell: int, seconds: tuple[float, ...], calls: int) -> int:
+        vector, scratch = np.array(handles, np.uint64).view(np.int64), np.empty(_PLACES, np.int64)
+        return int(compiled(addresses, vector, bell, seconds, calls, scratch))
 
     return nap

@@ -83,6 +83,23 @@ def test_who_wants_it_ends_a_sleep_and_comes_first():
         assert undisturbed
 
 
+def test_who_works_with_it_is_not_waited_for():
+    claim, working, done = Claim(), threading.Event(), threading.Event()
+
+    def work():
+        with claim:
+            working.set()
+            assert done.wait(SOON)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert working.wait(SOON)
+    with claim.asleep(Bell()) as undisturbed:
+        assert not undisturbed
+    done.set()
+    thread.join(SOON)
+
+
 class Nap:
     """Sleeps until the bell rings, and remembers what it was given."""
 
@@ -110,6 +127,19 @@ def test_a_rest_is_a_nap_with_all_requests_where_there_is_one():
     requests.rest(bell, PAUSES)
     ((handled, fd, seconds, calls),) = nap.calls
     assert handled == [one, other] and fd == bell.fd and seconds[:4] == PAUSES and calls == 7
+
+
+def test_a_rest_is_for_all_whose_requests_are_waited_for():
+    owners, bell = [Requests() for _ in range(3)], Bell()
+    for owner, nbytes in zip(owners, (2, 5, 0), strict=True):
+        owner.nap = Nap()
+        owner.add(request(), print, nbytes << 16)
+    owners[0].rest(bell, PAUSES, owners[1:])
+    ((handled, _, _, calls),) = owners[0].nap.calls
+    assert handled == [r for owner in owners for r in owner._requests] and calls == 7
+    owners[1].when(lambda: False, print)
+    owners[0].rest(bell, PAUSES, owners[1:])
+    assert len(owners[0].nap.calls) == 1  # what the second is to begin needs Python
 
 
 def test_where_a_nap_would_miss_something_a_rest_is_one_pause():

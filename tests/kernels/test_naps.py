@@ -4,13 +4,12 @@ import ctypes
 import os
 import time
 
-import numpy as np
 import pytest
 
 from decentral_kernels import naps
 
-PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-HANDLES = np.array([11, -(1 << 40), 13], np.int64)
+PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)
+HANDLES = [11, (1 << 64) - (1 << 40), 13]  # as mpi4py has them: MPICH's are integers of 32 bits
 BRISK = (1e-4, 0.0, 1e-3)  # the least pause, its part of the wait, the most
 
 
