@@ -68,7 +68,7 @@ def check_launcher(library: str, world_size: int | None) -> None:
     if processes == 1 or not (foreign or world_size == 1):
         return
     if rank != 0:  # all processes are in the same position, and cannot end each other
-        time.sleep(_OTHERS_WAIT_S)
+        time.sleep(3 * _OTHERS_WAIT_S)  # at this end a launcher may end rank 0, which is to say why
         sys.exit(1)
     raise RuntimeError(
         f"mpirun started {processes} processes, but is not of the MPI library in use ({name}), "
