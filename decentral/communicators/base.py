@@ -16,8 +16,8 @@ from .speed import measure
 from .watch import DEFAULT_TIMEOUT_S, Watch
 
 # A pause is a part of what the wait has taken already, so that it makes it little longer, and no
-# smaller one: to wake up after it takes 45 to 100 us of processor time. Where nobody waits yet an
-# eighth made ECD-PSGD's steps longer in three of three comparisons.
+# smaller one: waking up takes 45 to 110 us of processor time, half of that in a nap. Where
+# nobody waits yet an eighth made ECD-PSGD's steps longer in three of three comparisons.
 _PAUSE_MIN_S, _PAUSE_NO_HURRY_S, PAUSE_MAX_S = 100e-6, 2e-3, 30e-3
 _PAUSE_PART, _PAUSE_PART_NO_HURRY = 1 / 8, 1 / 16
 # Without hurry it is at least a part of what waits have usually taken: of 10.5 M parameters, a step
@@ -28,8 +28,8 @@ _USUAL_PART, _USUAL_OVER = 1 / 8, 4
 class Pending(Protocol):
     """An operation under way; the buffers it was given belong to it until it is complete.
 
-    `missing`, where it has one, are the ranks whose messages have not come. `owner`,
-    where it has one, is whose rest(bell, pauses, others) pauses until something may have moved.
+    `missing`, where it has one, are the ranks whose messages have not come. `owner`, where
+    it has one, is whose rest(bell, pauses, others) pauses until something may have moved.
     """
 
     @property

@@ -127,7 +127,7 @@ class MPICommunicator(Communicator):
         part = MPICommunicator.__new__(MPICommunicator)
         part.watch, part._family = self.watch, family
         part._begin(comm, traffic)
-        part.device_direct = self.device_direct
+        part.device_direct, part._requests.nap = self.device_direct, self._requests.nap
         return part
 
     def survivors(self) -> MPICommunicator:

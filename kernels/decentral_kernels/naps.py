@@ -84,8 +84,10 @@ def napper(get_status: int | None) -> Nap | None:
     one is as a part of the wait; the longest, below one second; and how long it may take in all.
     After a sleep every handle is asked about, and up to `calls` times in all if that was long.
     """
+    if sys.platform != "linux" or sys.byteorder != "little":
+        return None
     functions = [address_in(None, name) for name in _LIBC] + [get_status]
-    if None in functions or sys.platform != "linux" or sys.byteorder != "little":
+    if None in functions:
         return None
     pointers = types.UniTuple(types.intp, len(functions))
     vector, seconds = types.int64[::1], types.UniTuple(types.float64, 5)

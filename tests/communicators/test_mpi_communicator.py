@@ -71,6 +71,7 @@ def test_who_waits_naps_once_that_is_compiled_but_not_where_deaths_are_told_of(c
     if comm.survives:
         assert nap is None
         return
+    assert comm.split(0)._requests.nap is nap is not None
     requests.nap = lambda *arguments: naps.append(nap(*arguments))
     comm.barrier()
     naps.clear()
