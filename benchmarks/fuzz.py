@@ -35,7 +35,7 @@ OPTIONS = {
     "bits": (2, 3, 4, 5, 8, 32),
     "block_size": (1, 7, 64, 8192),
     "zero_level": (True, False),
-    "coding": ("fixed", "elias", "huffman"),
+    "coding": ("fixed", "narrow", "elias", "huffman"),
     "rounding": ("random",),
 }
 EXTREMES = (0, 1, 2, 3, 255, 4096, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 0x7F800000, 0x7FC00000)

@@ -45,7 +45,7 @@ TOPOLOGY: Table = {
 COMPRESSOR: Table = {
     "bits": (int, "per coordinate; by default the compressor's, 4 for nuqsgd"),
     "block_size": (int, "coordinates that share a scale; 8192 for nuqsgd"),
-    "coding": (str, "auto, fixed, elias, huffman"),
+    "coding": (str, "auto, fixed, narrow, elias, huffman"),
     "rounding": (str, "random, deterministic"),
 }
 # What a result is reproduced with, besides the options above.

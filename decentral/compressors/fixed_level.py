@@ -11,20 +11,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 import decentral_kernels as kernels
-from decentral_kernels.code_tables import SEGMENT
-from decentral_kernels.coding import KINDS, Coder, gaussian_entropy
+from decentral_kernels.coding import CODINGS, coder, gaussian_entropy
 from decentral_kernels.elementwise import NOT_FINITE, Applied
 from decentral_kernels.layout import MAX_BITS, MIN_BITS
+from decentral_kernels.narrow import gaussian_width
 
 from ..payload import Payload, as_array, on_device_of, stream_of
 from .base import Compressor, Key
 from .checks import check_block_size, check_vector, is_whole, not_finite
 
-CODINGS = ("auto", "fixed", *KINDS)
+_CHOICES = ("auto", "fixed", *CODINGS)
 _FIXED, _CODED = 0, 1
-# A coordinate, there and back, is 1 to 2 ns of one core (docs/papers.md). Twice that: the training
-# wants the cores, too, and where both are nearly as fast fixed codes are the simpler ones.
-_HUFFMAN_S = 4e-9
+# A coordinate, there and back, is .1 and 1 to 2 ns of one core (docs/papers.md). Twice that: the
+# training wants the cores, too, and where two are nearly as fast the simpler one is to be taken.
+_NARROW_S, _HUFFMAN_S = 2e-10, 4e-9
 
 
 class FixedLevelCompressor(Compressor):
@@ -35,10 +35,11 @@ class FixedLevelCompressor(Compressor):
         block_size: coordinates that share a norm, at least 1.
         zero_level: whether 0 is a level. Without it all 2^bits codes are levels, as in the NUQSGD
             authors' simulator; it is here to reproduce their plots.
-        coding: "fixed", or an entropy code, "elias" or "huffman", which makes messages shorter and
-            of varying length, and costs time on the CPU, where vectors of a GPU are encoded then,
-            too. A message that it would make longer goes as fixed-length codes. "auto" is fixed
-            until for_links() has chosen; all of them stand for the same values.
+        coding: "fixed", or what makes messages shorter and of varying length, and costs time on the
+            CPU, where vectors of a GPU are encoded then, too: "narrow", as many bits as the largest
+            level of 1024 coordinates needs, or an entropy code, "elias" or "huffman". A message
+            that it would make longer goes as fixed-length codes. "auto" is fixed until for_links()
+            has chosen; all of them stand for the same values.
 
     Raises:
         ValueError: an option is out of range.
@@ -57,9 +58,9 @@ class FixedLevelCompressor(Compressor):
         if not (is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"{self.name}: bits must be {MIN_BITS}..{MAX_BITS}, got {bits!r}")
         check_block_size(self.name, block_size, usual=8192)
-        if coding not in CODINGS:
+        if coding not in _CHOICES:
             raise ValueError(
-                f"{self.name}: coding must be one of {', '.join(CODINGS)}, got {coding!r}"
+                f"{self.name}: coding must be one of {', '.join(_CHOICES)}, got {coding!r}"
             )
         self.bits, self.block_size = int(bits), int(block_size)
         self.zero_level, self.coding = bool(zero_level), coding
@@ -71,7 +72,7 @@ class FixedLevelCompressor(Compressor):
     def _write_as(self, code: str) -> None:
         self._code, self.fixed_length = code, code == "fixed"
         self.device_kernels = self.fixed_length
-        self._coder = None if self.fixed_length else Coder(code, self.bits, self.zero_level)
+        self._coder = None if self.fixed_length else coder(code, self.bits, self.zero_level)
 
     @cached_property
     def configuration(self) -> int:
@@ -84,13 +85,19 @@ class FixedLevelCompressor(Compressor):
             return self
         chosen = copy.copy(self)
         chosen.__dict__.pop("configuration", None)
-        chosen._write_as("huffman" if self._huffman_pays(bits_per_s()) else "fixed")
+        chosen._write_as(self._fastest_over(bits_per_s()))
         return chosen
 
-    def _huffman_pays(self, bits_per_s: float) -> bool:
-        """Return whether a link needs longer for what Huffman's code saves than that takes."""
-        needed = _HUFFMAN_S * bits_per_s  # to be saved of a coordinate
-        return needed < self.bits and needed < self.bits - gaussian_entropy(self._quantizer)
+    def _fastest_over(self, bits_per_s: float) -> str:
+        """Return what takes a coordinate least time, over a link of this speed and to code."""
+        if _NARROW_S * bits_per_s >= self.bits:
+            return "fixed"
+        seconds = {
+            "fixed": self.bits / bits_per_s,
+            "narrow": gaussian_width(self._quantizer) / bits_per_s + _NARROW_S,
+            "huffman": gaussian_entropy(self._quantizer) / bits_per_s + _HUFFMAN_S,
+        }
+        return min(seconds, key=seconds.__getitem__)
 
     def stats(self) -> dict[str, Any]:
         """Return the "coding" in use, which "auto" may have chosen."""
@@ -114,7 +121,7 @@ class FixedLevelCompressor(Compressor):
     def body_nbytes(self, numel: int) -> int:
         """Return 4 bytes per block plus the packed codes, ceil(numel * bits / 8).
 
-        With an entropy code there is one byte more, and this is the most.
+        Where the length varies there is one byte more, and this is the most.
         """
         fixed = 4 * self._quantizer.num_blocks(numel) + self._quantizer.codes_nbytes(numel)
         return fixed if self.fixed_length else fixed + 1
@@ -123,12 +130,11 @@ class FixedLevelCompressor(Compressor):
         """See Compressor.least_body_nbytes."""
         if self._coder is None:
             return self.body_nbytes(numel)
-        lengths = 4 * -(-numel // SEGMENT)  # of the segments, which a stream has in front
-        codes = min(self._quantizer.codes_nbytes(numel), lengths)
+        codes = min(self._quantizer.codes_nbytes(numel), self._coder.least_nbytes(numel))
         return 4 * self._quantizer.num_blocks(numel) + 1 + codes
 
     def _sections(self, payload: Payload, numel: int) -> tuple[Any, Any]:
-        """Return (scales, codes), views; before the codes stands the byte that an entropy code has.
+        """Return (scales, codes), views; before the codes stands the byte that says how they go on.
 
         The codes are cut to what the message holds.
         """
@@ -179,7 +185,7 @@ class FixedLevelCompressor(Compressor):
             )
 
     def _shorten(self, payload: Payload, scales: Any, codes: Any, numel: int) -> int | None:
-        """Put an entropy code in the place of the codes, if that is asked for and shorter.
+        """Put a stream in the place of the codes, if that is asked for and shorter.
 
         Returns the length of the body then, else None.
         """
@@ -198,7 +204,7 @@ class FixedLevelCompressor(Compressor):
         """Return (scales, fixed-length codes).
 
         Raises:
-            ValueError: the entropy code is damaged.
+            ValueError: the stream is damaged.
         """
         scales, codes = self._sections(payload, numel)
         if self._coder is None:
@@ -208,7 +214,7 @@ class FixedLevelCompressor(Compressor):
             return scales, codes
         if mode != _CODED:
             raise ValueError(
-                f"{self!r}: expected {fixed} bytes of codes, or an entropy code (1), got "
+                f"{self!r}: expected {fixed} bytes of codes, or a stream of them (1), got "
                 f"{len(codes)} bytes and the mark {mode}; the message is damaged"
             )
         packed = np.empty(fixed, np.uint8)

@@ -21,10 +21,12 @@ from . import code_tables as tables
 from . import reference
 from .code_tables import PROBLEMS, SEGMENT, Bytes, Counts
 from .layout import MAX_BITS, MAX_NUMEL, MIN_BITS, Quantizer
+from .narrow import Narrow
 from .rng import fold_key
 from .threads import share
 
 KINDS = ("elias", "huffman")
+CODINGS = ("narrow", *KINDS)
 # A thread pays for itself from about this many segments on.
 _GRAIN = 16
 _SAMPLE = 1 << 16  # coordinates that an entropy is estimated from
@@ -52,6 +54,11 @@ def _share_segments(run: Callable[[int, int], Any], numel: int) -> list[Any]:
     return share(run, _num_segments(numel), _GRAIN)
 
 
+def coder(kind: str, bits: int, zero_level: bool) -> Coder | Narrow:
+    """Return the coder of that name, one of CODINGS, for codes of `bits` bits."""
+    return Narrow(bits, zero_level) if kind == "narrow" else Coder(kind, bits, zero_level)
+
+
 @dataclass(frozen=True)
 class Coder:
     """An entropy code, "elias" or "huffman", for codes of `bits` bits.
@@ -73,6 +80,10 @@ class Coder:
     def max_nbytes(self, numel: int) -> int:
         """Return the size of a buffer in which encode() always finds room."""
         return self._head_nbytes(numel) + self._max_body(numel)
+
+    def least_nbytes(self, numel: int) -> int:
+        """Return a size below which no stream is."""
+        return 4 * _num_segments(numel)
 
     def encode(self, packed: Bytes, numel: int, out: Bytes) -> int:
         """Write the stream of packed codes, uint8[ceil(numel * bits / 8)], to out, uint8[k].

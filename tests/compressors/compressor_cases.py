@@ -18,7 +18,7 @@ OPTIONS = {"bits": (2, 3, 4, 8), "block_size": (64, 8192)}
 INTEGERS = {"bits": (8, 32), "rounding": ("random", "deterministic")}
 MORE = [{"zero_level": False, "bits": 2}, {"zero_level": False}]
 MORE += [{"coding": "fixed"}]
-MORE += [{"coding": c, "bits": b} for c in ("elias", "huffman") for b in (2, 4, 8)]
+MORE += [{"coding": c, "bits": b} for c in ("narrow", "elias", "huffman") for b in (2, 4, 8)]
 
 
 def variants():

@@ -288,7 +288,7 @@ def test_unknown_names_and_options_list_the_known_ones():
 def test_options_out_of_range_are_refused():
     for option, values, expected in [
         ("bits", (9, 1, 0, "4", 4.0, None), r"must be (2\.\.8|8 or 32 \(int8, int32\))"),
-        ("coding", ("zip", None, 1), "must be one of auto, fixed, elias, huffman"),
+        ("coding", ("zip", None, 1), "must be one of auto, fixed, narrow, elias, huffman"),
         ("block_size", (0, -1, 64.0, "64", 2**31), "must be an integer from 1 to 2147483647"),
     ]:
         names = [name for name in available() if option in options_of(name)]

@@ -1,4 +1,4 @@
-"""Entropy-coded messages: lossless, shorter, and damaged ones are refused."""
+"""Messages of varying length: lossless, shorter, and damaged ones are refused."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from compressor_cases import KEY, gaussian
 from decentral.compressors import NUQSGD, QSGD, from_name
 from decentral.payload import HEADER_NBYTES, Payload
 
-CODINGS = ("elias", "huffman")
+CODINGS = ("narrow", "elias", "huffman")
 NAMES = ("qsgd", "qsgdinf", "nuqsgd", "terngrad")
 
 
@@ -31,17 +31,18 @@ def test_coding_loses_nothing(name, coding, numel):
     np.testing.assert_array_equal(out, added)
 
 
-@pytest.mark.parametrize(("coding", "most"), (("elias", 2.45), ("huffman", 1.85)))
+@pytest.mark.parametrize(("coding", "most"), (("narrow", 3.05), ("elias", 2.45), ("huffman", 1.85)))
 def test_bits_of_a_gaussian_vector(coding, most):
     """NUQSGD, 4 bits, block 8192, scales and lengths included; the symbols' entropy is 1.75."""
     bits = bits_per_coordinate(NUQSGD(coding=coding), gaussian(1 << 20))
     assert 1.75 < bits <= most
 
 
-def test_a_message_that_coding_would_lengthen_goes_as_fixed_length_codes():
+@pytest.mark.parametrize("coding", ("narrow", "elias"))  # 8 bits and a byte a unit, and 11 bits
+def test_a_message_that_coding_would_lengthen_goes_as_fixed_length_codes(coding):
     x = gaussian(1 << 16)
     fixed = NUQSGD(bits=8, block_size=512)
-    coded = NUQSGD(bits=8, block_size=512, coding="elias")  # 11 bits a coordinate
+    coded = NUQSGD(bits=8, block_size=512, coding=coding)
     payload = coded.encode(x, KEY)
     assert payload.nbytes == payload.capacity == fixed.encode(x, KEY).nbytes + 1
     np.testing.assert_array_equal(coded.decode(payload), fixed.decode(fixed.encode(x, KEY)))

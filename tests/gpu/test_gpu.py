@@ -131,7 +131,7 @@ def test_payloads_equal_the_cpus(name):
     assert torch.allclose(sums[1].cpu(), sums[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("coding", ["elias", "huffman"])
+@pytest.mark.parametrize("coding", ["narrow", "elias", "huffman"])
 def test_entropy_codes_go_by_the_host(coding):
     x = torch.randn(30_001)
     compressor = decentral.compressors.NUQSGD(coding=coding)
