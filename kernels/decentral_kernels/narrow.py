@@ -45,7 +45,7 @@ def gaussian_width(q: Quantizer) -> float:
 
 @dataclass(frozen=True)
 class Narrow:
-    """The coder for codes of `bits` bits; see coding.Coder, which has the same methods.
+    """The coder for codes of `bits` bits, as coding.Coder is one of an entropy code.
 
     One thread does it, whatever the number: the codes, an eighth of the vector, are in its cache.
     """
