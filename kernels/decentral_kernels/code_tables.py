@@ -10,7 +10,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from .layout import UNIT
+from . import reference
+from .layout import MAX_NUMEL, UNIT, Quantizer
+from .rng import fold_key
 
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -22,6 +24,7 @@ WINDOW, RUN = 12, 7
 # Huffman: bits of the longest code word. At 12 a message is 0.2 % longer than at 14, its tables
 # take a quarter of the memory. Four words must fit into the 57 bits that a load brings.
 LIMIT = 12
+_SAMPLE = 1 << 16  # coordinates that the length of a stream is estimated from
 # What is wrong with a segment: a kernel returns 8 * segment + an index.
 PROBLEMS = (
     "it is truncated",
@@ -31,6 +34,21 @@ PROBLEMS = (
     "bits that fill it up are not zero",
 )
 TRUNCATED, TOO_LONG, PAST_END, BAD_LEVEL, NOT_ZERO = range(5)
+
+
+def gaussian_codes(q: Quantizer) -> Bytes:
+    """Return the codes of a Gaussian vector, not packed, to estimate the length of a stream from.
+
+    Without compiled kernels: for who has yet to choose a code.
+    """
+    x = np.random.default_rng(0).standard_normal(_SAMPLE).astype(np.float32)
+    return reference.quantize(x, reference.block_scales(x, q), fold_key(0, 0, 0, 0), q)
+
+
+def check_packed(packed: Bytes, numel: int, bits: int) -> None:
+    """Refuse what would make a kernel, which checks no index, leave its arrays."""
+    if not 0 <= numel <= MAX_NUMEL or packed.size != -(-numel * bits // 8):
+        raise ValueError(f"{packed.size} bytes do not hold {numel} packed codes of {bits} bits")
 
 
 # --- Elias

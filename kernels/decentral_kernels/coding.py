@@ -18,27 +18,23 @@ import numpy as np
 import numpy.typing as npt
 
 from . import code_tables as tables
-from . import reference
 from .code_tables import PROBLEMS, SEGMENT, Bytes, Counts
-from .layout import MAX_BITS, MAX_NUMEL, MIN_BITS, Quantizer
+from .layout import MAX_BITS, MIN_BITS, Quantizer
 from .narrow import Narrow
-from .rng import fold_key
 from .threads import share
 
 KINDS = ("elias", "huffman")
 CODINGS = ("narrow", *KINDS)
 # A thread pays for itself from about this many segments on.
 _GRAIN = 16
-_SAMPLE = 1 << 16  # coordinates that an entropy is estimated from
 
 
 def gaussian_entropy(q: Quantizer) -> float:
     """Return the entropy of the codes of a Gaussian vector, in bits per code.
 
-    Huffman's code comes near it. Without compiled kernels: for who has yet to choose a code.
+    Huffman's code comes near it.
     """
-    x = np.random.default_rng(0).standard_normal(_SAMPLE).astype(np.float32)
-    codes = reference.quantize(x, reference.block_scales(x, q), fold_key(0, 0, 0, 0), q)
+    codes = tables.gaussian_codes(q)
     if q.zero_level:
         codes[codes == 1 << (q.bits - 1)] = 0  # -0
     p = np.unique(codes, return_counts=True)[1] / codes.size
@@ -90,7 +86,7 @@ class Coder:
 
         Returns its length in bytes, or -1 where k is too small; out holds anything then.
         """
-        self._check(packed, numel)
+        tables.check_packed(packed, numel, self.bits)
         if numel == 0:
             return 0
         head = self._head_nbytes(numel)
@@ -110,7 +106,7 @@ class Coder:
         Raises:
             ValueError: it is no stream of `numel` codes; packed holds anything then.
         """
-        self._check(packed, numel)
+        tables.check_packed(packed, numel, self.bits)
         head = self._head_nbytes(numel)
         if stream.size < head:
             raise ValueError(
@@ -136,7 +132,7 @@ class Coder:
 
     def nbits(self, packed: Bytes, numel: int) -> int:
         """Return how many bits the code words of `numel` packed codes take, without all else."""
-        self._check(packed, numel)
+        tables.check_packed(packed, numel, self.bits)
         if numel == 0:
             return 0
         table, _ = self._encoding_table(packed, numel)
@@ -157,13 +153,6 @@ class Coder:
     @property
     def _what(self) -> str:
         return "an Elias stream" if self.kind == "elias" else "a Huffman stream"
-
-    def _check(self, packed: Bytes, numel: int) -> None:
-        """Refuse what would make a kernel, which checks no index, leave its arrays."""
-        if not 0 <= numel <= MAX_NUMEL or packed.size != -(-numel * self.bits // 8):
-            raise ValueError(
-                f"{packed.size} bytes do not hold {numel} packed codes of {self.bits} bits"
-            )
 
     def _module(self) -> ModuleType:
         # Here, because importing numba takes time.

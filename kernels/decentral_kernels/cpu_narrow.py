@@ -54,6 +54,9 @@ def _cut(packed, width, lanes, planes, codes):
             codes[j * columns + k] = u8(code & mask)
 
 
+# Twice the same chain: one function that did either would have to write to what is read-only.
+
+
 @njit
 def _pack(codes, width, out):
     wide()

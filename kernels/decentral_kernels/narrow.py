@@ -18,14 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import reference
-from .code_tables import Bytes
+from .code_tables import Bytes, check_packed, gaussian_codes
 from .layout import UNIT, Quantizer
-from .rng import fold_key
 
 PROBLEMS = ("is cut", "has a unit of a width that there is not", "is too long")
 TRUNCATED, NO_WIDTH, TOO_LONG = range(len(PROBLEMS))
-_SAMPLE = 1 << 16  # coordinates that a width is estimated from
 
 
 def widths(codes: Bytes, bits: int, zero_level: bool) -> Bytes:
@@ -37,9 +34,8 @@ def widths(codes: Bytes, bits: int, zero_level: bool) -> Bytes:
 
 
 def gaussian_width(q: Quantizer) -> float:
-    """Return the bits per code of a Gaussian vector's stream. Without compiled kernels."""
-    x = np.random.default_rng(0).standard_normal(_SAMPLE).astype(np.float32)
-    codes = reference.quantize(x, reference.block_scales(x, q), fold_key(0, 0, 0, 0), q)
+    """Return the bits per code of a Gaussian vector's stream."""
+    codes = gaussian_codes(q)
     return float(widths(codes, q.bits, q.zero_level).mean()) + 8 / UNIT
 
 
@@ -70,7 +66,7 @@ class Narrow:
         """
         from . import cpu_narrow  # here, because importing numba takes time
 
-        self._check(packed, numel)
+        check_packed(packed, numel, self.bits)
         return int(cpu_narrow.encoder()(packed, numel, self.bits, self.zero_level, out))
 
     def decode(self, stream: Bytes, numel: int, packed: Bytes) -> None:
@@ -81,7 +77,7 @@ class Narrow:
         """
         from . import cpu_narrow
 
-        self._check(packed, numel)
+        check_packed(packed, numel, self.bits)
         problem = cpu_narrow.decoder()(stream, numel, self.bits, self.zero_level, packed)
         if problem >= 0:
             raise ValueError(
@@ -94,10 +90,3 @@ class Narrow:
 
         cpu_narrow.encoder()
         cpu_narrow.decoder()
-
-    def _check(self, packed: Bytes, numel: int) -> None:
-        """Refuse what would make a kernel, which checks no index, leave its arrays."""
-        if numel < 0 or packed.size != -(-numel * self.bits // 8):
-            raise ValueError(
-                f"{packed.size} bytes do not hold {numel} packed codes of {self.bits} bits"
-            )
