@@ -1,5 +1,6 @@
 """The example's training loop over ranks that are threads, on few digits: what it writes."""
 
+import copy
 import csv
 import json
 import sys
@@ -11,6 +12,7 @@ import datasets
 import decentral
 import ecd_resnet
 import report
+import resnet
 
 RANKS = 3
 
@@ -28,6 +30,16 @@ def few_digits(monkeypatch):
     threads = torch.get_num_threads()
     yield few
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_start(monkeypatch):
+    """The same weights in every run: ranks that are threads share torch's generator, and race."""
+    build = resnet.build
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nets = {name: build(name, 1, 10) for name in ("resnet20", "resnet32")}
+    monkeypatch.setattr(resnet, "build", lambda name, *_: copy.deepcopy(nets[name]))
 
 
 def train(monkeypatch, text, ranks=RANKS, kind=ecd_resnet.Training):
@@ -78,8 +90,8 @@ def test_without_being_asked_only_the_averaged_model_is_evaluated(monkeypatch):
     ],
 )
 def test_algorithms_and_topologies_train(text, monkeypatch):
-    ((result, _), *_) = train(monkeypatch, f"--lr 0.05 {text}")
-    assert result["train_loss"] < 3
+    ((result, _), *_) = train(monkeypatch, f"--epochs 4 --lr 0.05 {text}")
+    assert result["train_loss"] < 1  # guessing is 2.3
     assert result["bytes_sent_per_rank_per_step"] > 0
 
 
