@@ -4,6 +4,8 @@
 
 A share is bytes of float32 per second over those of np.copyto between two vectors of that length.
 What a row compares takes turns, so that a busy machine slows all alike; the fastest round counts.
+What the second thread gains is bounded by the memory: `x += 1` reads and writes as accumulating
+does, and computes nothing.
 """
 
 import argparse
@@ -27,7 +29,8 @@ FAMILIES = {
     "QSGD": ("l2", "uniform"),
     "QSGDinf": ("max", "uniform"),
 }
-TIMES = ("memcpy", "encode", "add")
+TIMES = ("update", "memcpy", "encode", "add")
+GAINS = ("encode", "add", "memcpy", "update")
 
 
 # Pairs of functions: encode x, and add what that stands for to out.
@@ -109,23 +112,31 @@ def torch_levels(x, out, block_size, exponential, bits=4):
     return compress, add
 
 
-def measure(name, pair, memcpy, rounds, threads=(1, 2)):
-    row = {"what": name}
-    for count in threads:
-        set_num_threads(count)
-        times = [[] for _ in TIMES]
-        for turn in range(rounds + 1):  # the first one compiles
-            for function, mine in zip((memcpy, *pair), times, strict=True):
+def of_memory(x):
+    """Add to a vector in place, and copy x; neither finds its vector in a cache."""
+    target, sums = np.zeros_like(x), np.zeros_like(x)
+    return (
+        lambda: share(lambda a, b: np.add(sums[a:b], 1, out=sums[a:b]), len(x), GRAIN),
+        lambda: share(lambda a, b: np.copyto(target[a:b], x[a:b]), len(x), GRAIN),
+    )
+
+
+def measure(name, pair, memory, rounds, threads=(1, 2)):
+    times = {(what, count): [] for count in threads for what in TIMES}
+    for turn in range(rounds + 1):  # the first one compiles
+        for count in threads:
+            set_num_threads(count)
+            for what, function in zip(TIMES, (*memory, *pair), strict=True):
                 start = time.perf_counter()
                 function()
-                mine += [time.perf_counter() - start] * (turn > 0)
-        row |= {f"{n} {count}": min(t) for n, t in zip(TIMES, times, strict=True)}
+                times[what, count] += [time.perf_counter() - start] * (turn > 0)
     set_num_threads(1)
-    shares = [row["memcpy 1"] / row[f"{n} 1"] for n in TIMES[1:]]
-    gains = [row[f"{n} 1"] / row[f"{n} 2"] for n in TIMES[1:] + TIMES[:1]] if 2 in threads else []
+    row = {f"{what} {count}": min(t) for (what, count), t in times.items()}
+    shares = [row["memcpy 1"] / row[f"{what} 1"] for what in ("encode", "add")]
+    gains = [row[f"{what} 1"] / row[f"{what} 2"] for what in GAINS] if 2 in threads else []
     cells = [name, f"{1e3 * row['memcpy 1']:.1f}", *(f"{v:.2f}" for v in shares + gains)]
     print("|", " | ".join(cells), "|", flush=True)
-    return row
+    return {"what": name} | row
 
 
 def overheads(numel=1024):
@@ -160,16 +171,10 @@ def main():
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
     x = np.random.default_rng(0).standard_normal(args.numel, dtype=np.float32)
-    out, target = np.zeros_like(x), np.zeros_like(x)
-
-    def memcpy():
-        share(lambda a, b: np.copyto(target[a:b], x[a:b]), len(x), GRAIN)
-
+    out, memory = np.zeros_like(x), of_memory(x)
     print(f"{machine()}; {args.numel} coordinates, shares with one thread\n")
-    print(
-        "| kernel | memcpy, ms | encode | accumulate | two threads: encode | accumulate | memcpy |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    heads = "encode | accumulate | two threads: encode | accumulate | memcpy | x += 1"
+    print(f"| kernel | memcpy, ms | {heads} |\n|---|---|---|---|---|---|---|---|")
     ours = [
         (f"{family}, {bits} bits", of_levels(x, out, bits, args.block_size, family))
         for bits in (4, 2, 8, 3, 5, 6, 7)
@@ -177,14 +182,14 @@ def main():
     ]
     rest = {"EF-SignSGD": of_signs, "natural": of_powers, "IntSGD, 8 bits": of_integers}
     ours += [(name, pair(x, out)) for name, pair in rest.items()]
-    rows = [measure(name, pair, memcpy, args.rounds) for name, pair in ours]
+    rows = [measure(name, pair, memory, args.rounds) for name, pair in ours]
     print("\n| torch, one thread | memcpy, ms | encode | accumulate |\n|---|---|---|---|")
     theirs = [
         ("quantize_per_tensor, 8 bits", torch_int8(x, out)),
         ("QSGD, 4 bits, a byte each", torch_levels(x, out, args.block_size, exponential=False)),
         ("NUQSGD, 4 bits, a byte each", torch_levels(x, out, args.block_size, exponential=True)),
     ]
-    rows += [measure(name, pair, memcpy, 3, threads=(1,)) for name, pair in theirs]
+    rows += [measure(name, pair, memory, 3, threads=(1,)) for name, pair in theirs]
     calls = overheads()
     print("\n| call with 1,024 coordinates | microseconds |\n|---|---|")
     print("\n".join(f"| {name} | {us:.1f} |" for name, us in calls.items()))
