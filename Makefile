@@ -81,6 +81,7 @@ TURNS ?= 2
 # At 100 Mbit/s a step takes seconds, and so does every system's start.
 SLOW = compute ddp ddp-fp16 decent-dp ddp-powersgd allreduce-none allreduce-nuqsgd \
 	allreduce-fixed allreduce-intsgd cocod-sgd ecd-psgd ecd-psgd-fixed
+SHARED = compute ddp allreduce-none allreduce-nuqsgd ecd-psgd
 bench: $(VENV)/bench-ready
 	mkdir -p $(BENCH); export PATH="$(BIN):$$PATH"; failed=; \
 	run() { echo; echo "== $$*"; timeout 1800 "$$@" || failed="$$failed; $$*"; }; \
@@ -91,9 +92,14 @@ bench: $(VENV)/bench-ready
 	run $(STEP) --hosts 8 --rates 1gbit 10gbit --batch 4 --json $(BENCH)/step-8.json; \
 	run $(STEP) --hosts 8 --rates 100mbit --turns 1 --batch 4 --systems $(SLOW) \
 		--json $(BENCH)/step-8-slow.json; \
+	for n in 2 4; do run $(STEP) --hosts 1 --ranks-per-host $$n --rates none --systems $(SHARED) \
+		--json $(BENCH)/step-shared-$$n.json; done; \
 	run python benchmarks/network/accuracy.py --seeds $(TURNS) --json $(BENCH)/accuracy.json; \
 	run python benchmarks/network/overlap.py --turns $(TURNS) --json $(BENCH)/overlap.json; \
+	run python benchmarks/network/overlap.py --turns $(TURNS) --rate 100mbit \
+		--systems ecd-psgd ecd-psgd-fixed cocod-sgd-fixed --json $(BENCH)/overlap-slow.json; \
 	run mpirun -n 8 python benchmarks/waiting.py --json $(BENCH)/waiting.json; \
+	run python benchmarks/memory.py --million 16; \
 	run python benchmarks/network/plot.py $(BENCH)/step-4-slow.json $(BENCH)/step-4.json \
 		$(BENCH)/step-8-slow.json $(BENCH)/step-8.json --svg $(BENCH)/performance.svg; \
 	test -z "$$failed" || { echo "failed$$failed"; exit 1; }
