@@ -37,19 +37,25 @@ def read(paths):
 
 
 def draw(runs, path):
-    """Draw one panel per run: a bar per system, seconds on a logarithmic axis."""
+    """Draw a row of panels per number of hosts: a bar per system, seconds on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "decentral"  # the same picture from the same figures
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     names = list(max((run["systems"] for run in runs), key=len))
     names += sorted({name for run in runs for name in run["systems"]} - set(names))
-    size = (3.1 * len(runs) + 1.2, 4.2)
-    figure, axes = pyplot.subplots(1, len(runs), sharey=True, figsize=size, squeeze=False)
-    for axis, run in zip(axes[0], runs, strict=True):
-        panel(axis, run, names)
+    rows = {hosts: [r for r in runs if r["hosts"] == hosts] for hosts in (r["hosts"] for r in runs)}
+    width = max(map(len, rows.values()))
+    size = (3.1 * width + 1.2, 4.2 * len(rows))
+    figure, axes = pyplot.subplots(len(rows), width, sharey=True, figsize=size, squeeze=False)
+    for row, some in zip(axes, rows.values(), strict=True):
+        for axis, run in zip(row, some, strict=False):
+            panel(axis, run, names)
+        for axis in row[len(some) :]:
+            axis.set_visible(False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
     figure.tight_layout()
