@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -166,11 +167,16 @@ def test_picture(tmp_path):
     import plot
 
     run = RUN | {"systems": {"ddp": system(0.6), "ecd-psgd": system(0.2), "bad": None}}
-    (tmp_path / "a.json").write_text(json.dumps({"kind": "step", "runs": [run, run]}))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"kind": "step", "runs": [run, run, run | {"hosts": 8}]})
+    )
     found = plot.read([tmp_path / "a.json"])
-    assert [kind for kind, _ in found] == ["step", "step"]
+    assert [kind for kind, _ in found] == ["step"] * 3
     plot.draw([r for _, r in found], tmp_path / "a.svg")
-    assert (tmp_path / "a.svg").read_text().count("ecd-psgd") >= 1
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "a.svg").read_text())
+    titles = [text for text in texts if "hosts" in text]
+    assert titles == ["4 hosts, 1gbit"] * 2 + ["8 hosts, 1gbit"]
+    assert texts.count("ecd-psgd") == 2 and texts.count("0.2") == 3  # names of rows, bars' labels
 
 
 def test_records_go_to_the_lab_or_to_the_terminal(tmp_path, monkeypatch, capsys):
