@@ -12,12 +12,18 @@ from optimizer_cases import algorithm, distributed, mlp, on_ranks
 import decentral.optimizer
 from decentral.memory import keep_freed
 
+# Left alone, malloc gives memory back in most processes and keeps it in some, where something else
+# lies at the heap's end. So each begins with thresholds that give all of it back, which a process
+# may set and keep_freed() sets anew. Huge pages, which hide faults, are off.
 SCRIPT = """
-import resource, statistics, sys
+import ctypes, resource, statistics, sys
 import torch
 from torch import nn
 from decentral.memory import keep_freed
 
+libc = ctypes.CDLL(None)
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE, where there is one
+assert libc.mallopt(-3, 1 << 17) and libc.mallopt(-1, 1 << 17)  # M_MMAP_, M_TRIM_THRESHOLD
 torch.set_num_threads(1)
 widths = [int(width) for width in sys.argv[2:]]
 model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:])))
