@@ -44,7 +44,8 @@ class _Job:
     def say_and_abort(self, say: Callable[[], object], status: int, on_all_ranks: bool) -> None:
         sys.stdout.flush()
         if self.rank != 0:
-            time.sleep(_FOR_RANK_0_S if on_all_ranks else _OTHERS_WAIT_S)
+            in_vain = self.abort is sys.exit  # without MPI rank 0 ends nobody but itself
+            time.sleep(_FOR_RANK_0_S if on_all_ranks and not in_vain else _OTHERS_WAIT_S)
         say()
         sys.stderr.flush()
         time.sleep(_FORWARD_S)
@@ -82,7 +83,8 @@ def end_job(message: str, status: int = 2, *, on_all_ranks: bool = True) -> NoRe
     """End all ranks with one message on stderr and a non-zero exit status.
 
     For mistakes of the user, which need no traceback; rank 0 says what all ranks meet, and is given
-    20 s for it. With on_all_ranks=False, where rank 0 may not be there, 2 s.
+    20 s for it. With on_all_ranks=False, where rank 0 may not be there, 2 s, and where MPI cannot
+    start, so that no rank ends another: then each says it.
     """
     job = _job
     if job is None:
