@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,12 +20,24 @@ from .requests import Landed, Operation, Requests
 from .ring import TAGS
 
 CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
+_PAUSE_S = 1e-3
 _OPERATORS: dict[str, Any] = {"sum": np.add, "max": np.maximum}
 
 
 def survives() -> bool:
     """Return whether the job was started so that it may survive a death: `--with-ft ulfm`."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", "true")
+
+
+def duplicate(comm: Any) -> Any:
+    """Return Dup() of an mpi4py communicator, in which ranks would spin until the last has come.
+
+    They come at different times, and may share cores; so they sleep first until all are here.
+    """
+    all_are_here = comm.Ibarrier()
+    while not all_are_here.Test():
+        time.sleep(_PAUSE_S)
+    return comm.Dup()
 
 
 def chunks(vector: Any) -> list[Any]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..payload import Payload, Wire
 from .base import Communicator, Traffic, all_reduce_nbytes, for_each
 from .chain import Chain, chain_segments
-from .collectives import Collectives, Direct, Own, survives
+from .collectives import Collectives, Direct, Own, duplicate, survives
 from .launch import check_launcher, end_job_on_exception
 from .probe import cuda_aware
 from .requests import Deferred, Operation, Requests, napping
@@ -76,7 +76,7 @@ class MPICommunicator(Communicator):
         self.watch = Watch() if watch is None else watch
         self._family: list[MPICommunicator] = []  # they all end with the death of a rank
         with self._bounded("the start of all ranks"):
-            own = (MPI.COMM_WORLD if comm is None else comm).Dup()
+            own = duplicate(MPI.COMM_WORLD if comm is None else comm)
             self.watch.roll = MessageRoll(Guarded(own.Dup()), MPI.Status)
             self._begin(own, Traffic())
         if self.size > 1:
@@ -116,10 +116,10 @@ class MPICommunicator(Communicator):
 
     def split(self, color: int) -> MPICommunicator:
         """See Communicator.split."""
+        self.barrier()  # in it ranks sleep; in Split() they spin until the last has come
         with self._bounded("to split a communicator"):
-            return self._new(
-                self._comm.Split(color, self.rank), self._family, Traffic(self.traffic)
-            )
+            part = self._comm.Split(color, self.rank)
+            return self._new(part, self._family, Traffic(self.traffic))
 
     def _new(
         self, comm: MPI.Intracomm, family: list[MPICommunicator], traffic: Traffic

@@ -82,8 +82,16 @@ def test_who_waits_naps_once_that_is_compiled_but_not_where_deaths_are_told_of(c
     assert comm.rank == 0 or naps
 
 
+WAITS = {
+    "a barrier": lambda comm: comm.barrier(),
+    "a split": lambda comm: comm.split(0),
+    "the start": lambda comm: as_communicator(),
+}
+
+
 @pytest.mark.mpi
-def test_waiting_gives_the_core_away(comm):
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_waiting_gives_the_core_away(comm, wait):
     """A rank that waits half a second for another must not have computed all the while."""
     import time
 
@@ -91,7 +99,7 @@ def test_waiting_gives_the_core_away(comm):
     if comm.rank == 0:
         time.sleep(0.5)
     start = time.process_time()
-    comm.barrier()
+    wait(comm)
     busy = time.process_time() - start
     # Testing between pauses of up to 1 ms is cheap; spinning would take all of the half second.
     assert busy < 0.25
