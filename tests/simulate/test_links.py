@@ -1,7 +1,6 @@
 """Seconds per step on paper: small cases by hand, what must not get slower, and many workers."""
 
 import dataclasses
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -124,12 +123,12 @@ def test_every_topology_by_its_degree(topology):
     assert step.bytes_sent == degree * 1_000_032
 
 
+@pytest.mark.timeout(60)  # a tenth of a second; worker by worker it would not end
 @pytest.mark.parametrize("system", (("allreduce", "none"), ("allreduce", "nuqsgd")))
 @pytest.mark.parametrize("sums", ("ring", "tree"))
 def test_a_hundred_thousand_workers(system, sums):
-    start = time.perf_counter()
     step = predict(algorithm(*system), 100_000, 100_000_000, Links(), Machine(0.5), sums=sums)
-    assert step.total > 1 and time.perf_counter() - start < 5  # a tenth of a second, if idle
+    assert step.total > 1
 
 
 @pytest.mark.parametrize("topology", ("ring", "torus"))
