@@ -13,8 +13,8 @@ import decentral.optimizer
 from decentral.memory import keep_freed
 
 # Left alone, malloc gives memory back in most processes and keeps it in some, where something else
-# lies at the heap's end. So each begins with thresholds that give all of it back, which a process
-# may set and keep_freed() sets anew. Huge pages, which hide faults, are off.
+# lies at the heap's end. So each begins with thresholds that give all of it back, as keep_freed()
+# finds them. Huge pages, which hide faults, are off.
 SCRIPT = """
 import ctypes, resource, statistics, sys
 import torch

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from .base import Backoff
 from .requests import Landed, Operation, Requests
 from .ring import TAGS
 
 CHUNK = 1 << 28  # counts of older MPI libraries are 32-bit
-_PAUSE_S = 1e-3
 _OPERATORS: dict[str, Any] = {"sum": np.add, "max": np.maximum}
 
 
@@ -34,9 +33,9 @@ def duplicate(comm: Any) -> Any:
 
     They come at different times, and may share cores; so they sleep first until all are here.
     """
-    all_are_here = comm.Ibarrier()
+    all_are_here, backoff = comm.Ibarrier(), Backoff()
     while not all_are_here.Test():
-        time.sleep(_PAUSE_S)
+        backoff.pause()
     return comm.Dup()
 
 
